@@ -1,0 +1,196 @@
+r"""Gaussians: log density, score, reparametrization and the three Kullback-Leibler divergences.
+
+Shapes are written with ``*`` for any leading axes and ``L`` for the latent axis, which comes last.
+``log_var`` is always :math:`\log\sigma^2`. Values are in nats and summed over the last axis. Last
+axes must be equal, leading axes broadcast. Every function raises a TypeError for an argument that
+is no floating-point tensor, and a ValueError for shapes that do not fit and for NaN or infinity.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vaelib.checks import check_finite, check_floating, check_vectors
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def reparametrize(
+    mu: Float[Tensor, "*#batch latent"],
+    log_var: Float[Tensor, "*#batch latent"],
+    eps: Float[Tensor, "*#batch latent"],
+) -> Float[Tensor, "..."]:
+    r"""Turn standard normal noise into a draw from N(mu, diag(exp(log_var))).
+
+    .. math:: z = \mu + \sigma \odot \epsilon, \qquad \sigma = e^{\log\sigma^2 / 2}
+
+    The factor is the standard deviation, not the variance. Kingma and Welling (2014), section 2.4.
+
+    >>> import torch
+    >>> reparametrize(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([2.0]))
+    tensor([3.])
+    """
+    check_vectors(mu=mu, log_var=log_var, eps=eps)
+    return mu + torch.exp(log_var / 2) * eps
+
+
+def gaussian_log_prob(
+    z: Float[Tensor, "*#batch latent"],
+    mu: Float[Tensor, "*#batch latent"],
+    log_var: Float[Tensor, "*#batch latent"],
+) -> Float[Tensor, "..."]:
+    r"""Log density of a diagonal Gaussian at z, in nats, summed over the last axis.
+
+    .. math:: \log\mathcal N(z; \mu, \mathrm{diag}\,\sigma^2) = -\tfrac12 \sum_i
+        \left[\log 2\pi + \log\sigma_i^2 + (z_i - \mu_i)^2 / \sigma_i^2\right]
+
+    Where the quadratic term overflows the dtype, the result is ``-inf``, the rounded value.
+    Bishop (2006), equation 2.43.
+
+    >>> import torch
+    >>> gaussian_log_prob(torch.zeros(2), torch.zeros(2), torch.zeros(2))
+    tensor(-1.8379)
+    """
+    check_vectors(z=z, mu=mu, log_var=log_var)
+    standardized = (z - mu) * torch.exp(-log_var / 2)
+    return -0.5 * (LOG_2PI + log_var + standardized**2).sum(-1)
+
+
+def gaussian_score(
+    z: Float[Tensor, "*#batch latent"],
+    mu: Float[Tensor, "*#batch latent"],
+    log_var: Float[Tensor, "*#batch latent"],
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."]]:
+    r"""Gradients of :func:`gaussian_log_prob` with respect to mu and to log_var, each [*, L].
+
+    .. math:: \frac{\partial \log q}{\partial\mu_i} = \frac{z_i-\mu_i}{\sigma_i^2}, \qquad
+        \frac{\partial \log q}{\partial\log\sigma_i^2} =
+        \frac12\left[\frac{(z_i-\mu_i)^2}{\sigma_i^2} - 1\right]
+
+    Mohamed, Rosca, Figurnov and Mnih (2020), section 4.
+
+    >>> import torch
+    >>> gaussian_score(torch.tensor([2.0]), torch.tensor([0.0]), torch.tensor([0.0]))
+    (tensor([2.]), tensor([1.5000]))
+    """
+    check_vectors(z=z, mu=mu, log_var=log_var)
+    inverse_std = torch.exp(-log_var / 2)
+    standardized = (z - mu) * inverse_std
+    return standardized * inverse_std, (standardized**2 - 1) / 2
+
+
+def kl_standard_normal(
+    mu: Float[Tensor, "*#batch latent"],
+    log_var: Float[Tensor, "*#batch latent"],
+) -> Float[Tensor, "..."]:
+    r"""KL(N(mu, diag(exp(log_var))) || N(0, I)) in nats, summed over the last axis.
+
+    .. math:: \tfrac12 \sum_i \left[\mu_i^2 + \sigma_i^2 - \log\sigma_i^2 - 1\right]
+
+    Kingma and Welling (2014), appendix B (its negative). Divergences of any size keep their
+    relative precision: the terms are non-negative and computed without cancellation.
+
+    >>> import torch
+    >>> kl_standard_normal(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 0.0]))
+    tensor(0.5000)
+    """
+    check_vectors(mu=mu, log_var=log_var)
+    return 0.5 * (mu**2 + _exp_minus_tangent(log_var)).sum(-1)
+
+
+def kl_diagonal(
+    mu_q: Float[Tensor, "*#batch latent"],
+    log_var_q: Float[Tensor, "*#batch latent"],
+    mu_p: Float[Tensor, "*#batch latent"],
+    log_var_p: Float[Tensor, "*#batch latent"],
+) -> Float[Tensor, "..."]:
+    r"""KL between two diagonal Gaussians, q against p, in nats, summed over the last axis.
+
+    .. math:: \tfrac12 \sum_i \left[\frac{(\mu_{q,i}-\mu_{p,i})^2}{\sigma_{p,i}^2}
+        + e^{t_i} - 1 - t_i\right], \qquad t_i = \log\sigma_{q,i}^2 - \log\sigma_{p,i}^2
+
+    Where a ratio overflows the dtype, the result is ``inf``, the rounded value.
+
+    >>> import torch
+    >>> one, zero = torch.ones(1), torch.zeros(1)
+    >>> kl_diagonal(one, zero, zero, zero)
+    tensor(0.5000)
+    """
+    check_vectors(mu_q=mu_q, log_var_q=log_var_q, mu_p=mu_p, log_var_p=log_var_p)
+    shift = (mu_q - mu_p) * torch.exp(-log_var_p / 2)
+    return 0.5 * (shift**2 + _exp_minus_tangent(log_var_q - log_var_p)).sum(-1)
+
+
+def kl_full(
+    mu_q: Float[Tensor, "*#batch latent"],
+    cov_q: Float[Tensor, "*#batch latent latent"],
+    mu_p: Float[Tensor, "*#batch latent"],
+    cov_p: Float[Tensor, "*#batch latent latent"],
+) -> Float[Tensor, "..."]:
+    r"""KL between two Gaussians with full covariance matrices, q against p, in nats.
+
+    .. math:: \tfrac12\left[\mathrm{tr}(\Sigma_p^{-1}\Sigma_q) - L
+        + (\mu_p-\mu_q)^\top\Sigma_p^{-1}(\mu_p-\mu_q)
+        + \log\frac{\det\Sigma_p}{\det\Sigma_q}\right]
+
+    With Cholesky factors :math:`\Sigma = CC^\top` and :math:`M = C_p^{-1}C_q` the trace and the
+    determinants become sums over the entries of the triangular M, all of them non-negative. Two
+    covariances that nearly agree are compared through :math:`C_p^{-1}(\Sigma_q-\Sigma_p)C_p^{-\top}`,
+    so that tiny divergences keep their digits. Rasmussen and Williams (2006), equation A.23.
+
+    Raises a ValueError, too, where a covariance is not symmetric positive definite.
+
+    >>> import torch
+    >>> mu, cov = torch.zeros(2), torch.eye(2)
+    >>> kl_full(mu, cov, mu, 2 * cov)
+    tensor(0.1931)
+    """
+    check_floating(cov_q=cov_q, cov_p=cov_p)
+    factor_q, factor_p = checked_cholesky("cov_q", cov_q), checked_cholesky("cov_p", cov_p)
+    check_vectors(mu_q=mu_q, mu_p=mu_p, cov_q=cov_q[..., 0], cov_p=cov_p[..., 0])
+    shift = _solve_lower(factor_p, (mu_q - mu_p)[..., None])[..., 0]
+    ratio = _solve_lower(factor_p, factor_q)
+    diagonal = ratio.diagonal(dim1=-2, dim2=-1)
+    off_diagonal = torch.tril(ratio, -1).square().sum((-2, -1))
+    far = off_diagonal + _exp_minus_tangent(2 * diagonal.log()).sum(-1)
+
+    half = _solve_lower(factor_p, cov_q - cov_p)
+    difference = _solve_lower(factor_p, half.mT)
+    close = difference.abs().amax((-2, -1)) * difference.shape[-1] < 0.5
+    difference = torch.where(close[..., None, None], difference, torch.zeros_like(difference))
+    near = _exp_minus_tangent(torch.linalg.eigvalsh(difference).log1p()).sum(-1)
+    return 0.5 * (shift.square().sum(-1) + torch.where(close, near, far))
+
+
+def checked_cholesky(name: str, matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:
+    """Lower Cholesky factor; a ValueError names a matrix that is not symmetric positive definite."""
+    if matrix.ndim < 2 or matrix.shape[-1] != matrix.shape[-2]:
+        raise ValueError(f"{name} must be square, found shape {tuple(matrix.shape)}")
+    check_finite(**{name: matrix})
+    scale = matrix.abs().amax() if matrix.numel() else matrix.new_zeros(())
+    asymmetry = (matrix - matrix.mT).abs().amax() if matrix.numel() else scale
+    if asymmetry > 100 * torch.finfo(matrix.dtype).eps * scale:
+        raise ValueError(f"{name} must be symmetric, found entries that differ by {asymmetry:g}")
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    if (info != 0).any():
+        smallest = torch.linalg.eigvalsh(matrix.detach()).amin()
+        raise ValueError(
+            f"{name} must be positive definite, found a smallest eigenvalue of {smallest:g}"
+        )
+    return factor
+
+
+def _solve_lower(factor: Tensor, right: Tensor) -> Tensor:
+    return torch.linalg.solve_triangular(factor, right, upper=False)
+
+
+def _exp_minus_tangent(t: Tensor) -> Tensor:
+    """``exp(t) - 1 - t``, which is never negative, to full relative precision also near zero."""
+    small = t.abs() < 0.05
+    s = torch.where(small, t, torch.zeros_like(t))
+    tail = torch.ones_like(s)
+    for n in range(9, 2, -1):
+        tail = 1 + s * tail / n
+    return torch.where(small, s * s * tail / 2, torch.expm1(t) - t)
