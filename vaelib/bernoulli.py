@@ -2,7 +2,7 @@
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid
 
 from vaelib.checks import check_unit_interval, check_vectors
 
@@ -14,7 +14,7 @@ def bernoulli_log_prob(
     r"""Log-likelihood of x under independent Bernoullis, in nats, summed over the last axis.
 
     .. math:: \sum_i \left[x_i \log\tilde x_i + (1-x_i)\log(1-\tilde x_i)\right]
-        = \sum_i \left[x_i a_i - \log(1+e^{a_i})\right], \qquad \tilde x_i = \sigma(a_i)
+        = \sum_i \left[\log\sigma(a_i) - (1-x_i)\,a_i\right], \qquad \tilde x_i = \sigma(a_i)
 
     with a the logits. The right-hand side never takes the logarithm of a rounded probability.
     Values of x strictly between 0 and 1 are accepted, but the result is then a cross-entropy and
@@ -29,4 +29,4 @@ def bernoulli_log_prob(
     """
     check_vectors(x=x, logits=logits)
     check_unit_interval(x=x)
-    return (x * logits - softplus(logits)).sum(-1)
+    return (logsigmoid(logits) - (1 - x) * logits).sum(-1)

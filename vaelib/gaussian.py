@@ -186,11 +186,26 @@ def _solve_lower(factor: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor, right, upper=False)
 
 
-def _exp_minus_tangent(t: Tensor) -> Tensor:
-    """``exp(t) - 1 - t``, which is never negative, to full relative precision also near zero."""
-    small = t.abs() < 0.05
-    s = torch.where(small, t, torch.zeros_like(t))
-    tail = torch.ones_like(s)
-    for n in range(9, 2, -1):
-        tail = 1 + s * tail / n
-    return torch.where(small, s * s * tail / 2, torch.expm1(t) - t)
+class _ExpMinusTangent(torch.autograd.Function):
+    """``exp(t) - 1 - t`` to full relative precision, also near zero; its derivative is expm1(t)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(t: Tensor) -> Tensor:
+        series = torch.ones_like(t)  # of (exp(t) - 1 - t) / (t^2 / 2), used where |t| < 0.05
+        for n in range(9, 2, -1):
+            series = 1 + series * t / n
+        return torch.where(t.abs() < 0.05, series * t * t / 2, torch.expm1(t) - t)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (t,) = ctx.saved_tensors
+        return gradient * torch.expm1(t)
+
+
+_exp_minus_tangent = _ExpMinusTangent.apply
