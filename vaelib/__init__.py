@@ -2,6 +2,7 @@
 
 from vaelib.bernoulli import bernoulli_log_prob
 from vaelib.bounds import ELBO, elbo, iwae_bound, log_likelihood
+from vaelib.data import ImageData, binarize, load_images
 from vaelib.gaussian import (
     gaussian_log_prob,
     gaussian_score,
@@ -15,9 +16,11 @@ from vaelib.model import VAE
 
 __all__ = [
     "ELBO",
+    "ImageData",
     "LinearGaussianModel",
     "VAE",
     "bernoulli_log_prob",
+    "binarize",
     "elbo",
     "gaussian_log_prob",
     "gaussian_score",
@@ -25,6 +28,7 @@ __all__ = [
     "kl_diagonal",
     "kl_full",
     "kl_standard_normal",
+    "load_images",
     "log_likelihood",
     "reparametrize",
 ]
