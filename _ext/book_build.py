@@ -1,0 +1,110 @@
+"""What the build needs beyond Jupyter Book, each for one reason."""
+
+import hashlib
+import importlib.util
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+MATHJAX_PARTS = (  # of the 24 MB in the package, what a page can ask for
+    "tex-chtml.js",
+    "input/tex/extensions",
+    "output/chtml/fonts",
+    "a11y",
+    "sre/mathmaps/base.json",
+    "sre/mathmaps/en.json",
+)
+
+
+def package_folder(name: str) -> Path:
+    return Path(importlib.util.find_spec(name).origin).parent
+
+
+def data_in_force() -> str:
+    from vaelib.data import load_images
+
+    return load_images().name
+
+
+def key_the_cache(app, config):
+    """Execute anew when vaelib, torch or the data change: the cache itself looks only at cells."""
+    name = data_in_force()
+    key = hashlib.sha256(f"{version('torch')} {name}".encode())
+    for source in sorted(package_folder("vaelib").glob("*.py")):
+        key.update(source.read_bytes())
+    folder = Path(app.outdir).parent / ".jupyter_cache" / key.hexdigest()[:12]
+    config.nb_execution_cache_path = str(folder)
+    words = {"mnist": "MNIST", "digits": "the offline digits of scikit-learn, not with MNIST"}
+    built_with = f"Built with {words[name]} and PyTorch {version('torch').split('+')[0]}."
+    config.html_theme_options["extra_footer"] = (
+        f"<p>{built_with} {config.html_theme_options.get('extra_footer', '')}</p>"
+    )
+
+
+def show_only_live_buttons(app, config):
+    """Buttons that need the repository's address appear only where _config.yml names one."""
+    options = config.html_theme_options
+    if options.get("repository_url"):
+        options.update(use_repository_button=True, use_issues_button=True)
+    else:
+        options["launch_buttons"] = {}
+
+
+def warn_of_missing_alt(app, doctree):
+    """A figure without a text alternative is a warning, and so fails the build."""
+    for image in doctree.findall(nodes.image):
+        if not image.get("alt", "").strip():
+            logger.warning("image without alt text: %s", image["uri"], location=image)
+
+
+def escape_shapes(app, what, name, thing, options, lines):
+    """A shape such as [*, L] in a docstring is no emphasis."""
+    lines[:] = [line.replace("[*", "[\\*") for line in lines]
+
+
+def offer_notebook(app, pagename, templatename, context, doctree):
+    """The download button gives the paired notebook, with or without a repository."""
+    pair = Path(app.srcdir) / f"{pagename}.ipynb"
+    if pair.exists():
+        copy = Path(app.outdir) / "_sources" / f"{pagename}.ipynb"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(pair, copy)
+        context["ipynb_source"] = f"{pagename}.ipynb"
+
+
+def drop_thebe(app, pagename, templatename, context, doctree):
+    """Jupyter Book names a CDN on every page for live cells, which this book does not use."""
+    context["script_files"] = [
+        script
+        for script in context.get("script_files", [])
+        if "thebe" not in f"{script.filename} {getattr(script, 'attributes', '')}".lower()
+    ]
+
+
+def copy_mathjax(app, error):
+    """Formulas without a network: the files of the PyPI package sphinx-mathjax-offline."""
+    if error is None and app.builder.format == "html":
+        source = package_folder("sphinx-mathjax-offline") / "static" / "mathjax"
+        target = Path(app.outdir) / "_static" / "mathjax"
+        for part in MATHJAX_PARTS:
+            (target / part).parent.mkdir(parents=True, exist_ok=True)
+            if (source / part).is_dir():
+                shutil.copytree(source / part, target / part, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(source / part, target / part)
+
+
+def setup(app):
+    app.config.mathjax_path = "mathjax/tex-chtml.js"
+    app.connect("config-inited", key_the_cache)
+    app.connect("config-inited", show_only_live_buttons)
+    app.connect("doctree-read", warn_of_missing_alt)
+    app.connect("autodoc-process-docstring", escape_shapes)
+    app.connect("html-page-context", offer_notebook, priority=400)
+    app.connect("html-page-context", drop_thebe, priority=900)
+    app.connect("build-finished", copy_mathjax)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
