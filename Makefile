@@ -1,0 +1,35 @@
+# make book: the HTML book in _build/html.  make test: package, book and notebooks.
+# make notebooks: the .ipynb pairs anew.  make clean: all but the environment.
+# Each of them installs .venv first, once, and again when a file that lists versions changes.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: book test notebooks models install clean
+.DEFAULT_GOAL := book
+
+book: models
+	$(BIN)/jupyter-book build . -W -n --keep-going --all
+
+# Two workers share the two cores of a small machine: one thread for each.
+test: models
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval chapters -n 2 --dist loadfile
+
+notebooks: models
+	$(BIN)/python _ext/pair_notebooks.py
+
+# The data and the trained models that chapters and tests share, before any of them asks.
+models: $(INSTALLED)
+	$(BIN)/python -m vaelib prepare
+
+install: $(INSTALLED)
+$(INSTALLED): requirements.txt constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf _build .pytest_cache .hypothesis
