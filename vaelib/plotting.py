@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from torch import Tensor
 
-#: A colour keeps its meaning through the book (Okabe and Ito's palette, safe for colour-blind
-#: readers and legible on white).
+#: A colour keeps its meaning through the book: Okabe and Ito's palette, which colour-blind readers
+#: can tell apart, with a grey for data and an indigo (Paul Tol's) for test values.
 COLORS = {
     "prior": "#56B4E9",
     "approximate posterior": "#D55E00",
@@ -16,7 +16,7 @@ COLORS = {
     "score function": "#CC79A7",
     "pathwise": "#0072B2",
     "train": "#E69F00",
-    "test": "#0072B2",
+    "test": "#332288",
 }
 
 
@@ -32,8 +32,13 @@ def use_style() -> None:
 
 
 def show_images(ax: Axes, images: Tensor, columns: int = 10) -> Axes:
-    """Draw images [N, 784] or [N, 28, 28] with values in [0, 1] as one grid, black on white."""
-    images = images.detach().reshape(-1, 28, 28)
+    """Draw images [N, 784] or [N, 28, 28] as one grid, row by row: 0 is white, 1 is black.
+
+    Integer images (uint8 pixels) are taken to run from 0 to 255.
+    """
+    images = images.detach().cpu().reshape(-1, 28, 28)
+    if not images.is_floating_point():
+        images = images / 255
     rows = -(-len(images) // columns)
     grid = images.new_zeros(rows * columns, 28, 28)
     grid[: len(images)] = images
