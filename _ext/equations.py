@@ -150,7 +150,7 @@ def _labels_in(expressions) -> list[tuple[str | None, int]]:
     for call in (node for expression in expressions for node in ast.walk(expression)):
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
             continue
-        if call.func.attr == "equation" and getattr(call.func.value, "attr", "") == "mark":
+        if call.func.attr == "equation" and ast.unparse(call.func.value).endswith("mark"):
             label = call.args[0] if len(call.args) == 1 and not call.keywords else None
             literal = isinstance(label, ast.Constant) and isinstance(label.value, str)
             found.append((label.value if literal else None, call.lineno))

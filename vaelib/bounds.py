@@ -7,7 +7,7 @@ z [K, B, L].
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from vaelib.checks import check_choice, check_finite, check_floating, check_posi
 from vaelib.gaussian import gaussian_log_prob, kl_standard_normal, reparametrize
 
 
+@runtime_checkable
 class LatentVariableModel(Protocol):
     """What the bounds ask of a model."""
 
