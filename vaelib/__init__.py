@@ -31,11 +31,13 @@ from vaelib.gaussian import (
 )
 from vaelib.linear_gaussian import LinearGaussianModel
 from vaelib.model import VAE
+from vaelib.training import History, fit, trained_vae
 
 __all__ = [
     "ELBO",
     "GradientMoments",
     "GradientSamples",
+    "History",
     "ImageData",
     "LinearGaussianModel",
     "MeasureValuedNoise",
@@ -47,6 +49,7 @@ __all__ = [
     "categorical_score_function",
     "doubly_reparametrized",
     "elbo",
+    "fit",
     "gaussian_log_prob",
     "gaussian_score",
     "gradient_moments",
@@ -65,4 +68,5 @@ __all__ = [
     "score_function",
     "sticking_the_landing",
     "straight_through",
+    "trained_vae",
 ]

@@ -1,0 +1,221 @@
+"""The command line: ``python -m vaelib train | evaluate | sample | prepare``."""
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from vaelib.bounds import log_likelihood
+from vaelib.data import binarize, load_images
+from vaelib.training import fit, load_model, mean_elbo, save_model, seeded_vae, trained_vae
+
+EXAMPLES = """\
+examples:
+  python -m vaelib train --epochs 20 --save vae.safetensors --metrics vae.jsonl
+  python -m vaelib evaluate --model vae.safetensors --num-samples 1000 --images 500
+  python -m vaelib sample --model vae.safetensors --output samples.png
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that answers a wrong call with one line and status 2."""
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def positive_int(text: str) -> int:
+    """An integer of at least one."""
+    with contextlib.suppress(ValueError):
+        if int(text) >= 1:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"expected an integer of at least 1, found {text!r}")
+
+
+def natural_int(text: str) -> int:
+    """An integer of at least zero."""
+    with contextlib.suppress(ValueError):
+        if int(text) >= 0:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"expected an integer of at least 0, found {text!r}")
+
+
+def positive_float(text: str) -> float:
+    """A finite number above zero."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a positive number, found {text!r}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with its four subcommands."""
+    parser = Parser(
+        prog="python -m vaelib",
+        description="Train a Gaussian VAE for binary images, measure it, sample from it.\n"
+        "All values are in nats per image.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    as_default = argparse.ArgumentDefaultsHelpFormatter
+
+    def command(name: str, run, description: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=description, description=description, formatter_class=as_default
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    train = command("train", run_train, "fit a VAE by Adam on the ELBO")
+    add_data_options(train)
+    train.add_argument("--epochs", type=positive_int, default=20, help="passes over the images")
+    train.add_argument("--hidden", type=positive_int, default=500, help="width of both tanh layers")
+    train.add_argument("--latent", type=positive_int, default=20, help="dimension of z")
+    train.add_argument("--batch-size", type=positive_int, default=128, help="images a step")
+    train.add_argument("--learning-rate", type=positive_float, default=1e-3, help="of Adam")
+    train.add_argument("--seed", type=natural_int, default=0, help="fixes weights, order and noise")
+    train.add_argument("--metrics", type=Path, help="write one JSON object an epoch to this file")
+    train.add_argument("--save", type=Path, help="write the trained model (safetensors) here")
+
+    evaluate = command("evaluate", run_evaluate, "print ELBO and log p(x) of test images as JSON")
+    evaluate.add_argument("--model", type=Path, required=True, help="a file that train saved")
+    add_data_options(evaluate)
+    evaluate.add_argument(
+        "--num-samples", type=positive_int, default=1000, help="importance samples an image"
+    )
+    evaluate.add_argument(
+        "--images", type=positive_int, default=1000, help="test images for log p(x)"
+    )
+    evaluate.add_argument("--seed", type=natural_int, default=0, help="fixes the noise")
+
+    sample = command("sample", run_sample, "write a grid of sampled images as PNG")
+    sample.add_argument("--model", type=Path, required=True, help="a file that train saved")
+    sample.add_argument("--output", type=Path, required=True, help="the PNG file to write")
+    sample.add_argument("--count", type=positive_int, default=100, help="images in the grid")
+    sample.add_argument(
+        "--means", action="store_true", help="show the decoder's means in place of binary samples"
+    )
+    sample.add_argument("--seed", type=natural_int, default=0, help="fixes the noise")
+
+    command("prepare", run_prepare, "load the data and train the models that the chapters share")
+    return parser
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Options that name the images."""
+    parser.add_argument(
+        "--data", choices=("auto", "mnist", "digits"), default="auto", help="which images"
+    )
+    parser.add_argument(
+        "--root", type=Path, help="folder of MNIST (else $VAELIB_DATA, else the user's cache)"
+    )
+    parser.add_argument(
+        "--binarization",
+        choices=("threshold", "stochastic"),
+        default="threshold",
+        help="pixel > 127, or a Bernoulli draw with the grey level as its probability",
+    )
+
+
+def run_train(args: argparse.Namespace) -> None:
+    """Train, print a line an epoch, write metrics and model where asked."""
+    data = load_images(args.data, args.root)
+    print(data, file=sys.stderr)
+    model = seeded_vae(
+        args.seed,
+        data_dim=data.train.shape[1],
+        hidden_dim=args.hidden,
+        latent_dim=args.latent,
+    )
+    with contextlib.ExitStack() as stack:
+        metrics = args.metrics and stack.enter_context(args.metrics.open("w"))
+
+        def report(row: dict) -> None:
+            if metrics:
+                print(json.dumps(row), file=metrics, flush=True)
+            print(
+                f"epoch {row['epoch']:3d}  {row['seconds']:5.1f} s  "
+                f"ELBO train {row['train']['elbo']:8.2f}  test {row['test']['elbo']:8.2f}"
+            )
+
+        history = fit(
+            model,
+            data,
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            binarization=args.binarization,
+            seed=args.seed,
+            on_epoch=report,
+        )
+    if args.save:
+        save_model(args.save, model, history)
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    """Print the ELBO over all test images and log p(x) over the first ones."""
+    model, _ = load_model(args.model)
+    data = load_images(args.data, args.root)
+    bound = mean_elbo(model, data.test, binarization=args.binarization, seed=args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    x = binarize(data.test[: args.images], args.binarization, generator)
+    estimate = log_likelihood(model, x, num_samples=args.num_samples, generator=generator)
+    result = {
+        "data": data.name,
+        "binarization": args.binarization,
+        "test": bound,
+        "log_likelihood": {
+            "images": len(x),
+            "num_samples": args.num_samples,
+            "mean": estimate.value.mean().item(),
+            "mean_standard_error": estimate.standard_error.mean().item(),
+            "median_effective_sample_size": estimate.effective_sample_size.median().item(),
+        },
+    }
+    print(json.dumps(result, indent=2))
+
+
+@torch.no_grad()
+def run_sample(args: argparse.Namespace) -> None:
+    """Draw z from the prior, decode, and write the grid."""
+    from torchvision.utils import save_image
+
+    model, _ = load_model(args.model)
+    if model.data_dim != 784:
+        raise ValueError(f"{args.model} models {model.data_dim} pixels, sample draws 28 x 28 = 784")
+    generator = torch.Generator().manual_seed(args.seed)
+    z = torch.randn(args.count, model.latent_dim, generator=generator)
+    images = torch.sigmoid(model.decode(z))
+    if not args.means:
+        images = torch.bernoulli(images, generator=generator)
+    columns = max(1, round(args.count**0.5))
+    save_image(1 - images.reshape(-1, 1, 28, 28), args.output, nrow=columns, pad_value=1)
+
+
+def run_prepare(args: argparse.Namespace) -> None:
+    """Fill the caches that the chapters read."""
+    data = load_images()
+    print(data)
+    for latent_dim in (20, 2):
+        _, history = trained_vae(latent_dim, data)
+        print(f"{latent_dim:2d}-D model: test ELBO {history.curve('test', 'elbo')[-1]:.2f}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; a wrong value or a file that cannot be used ends with one line."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except (OSError, ValueError) as error:
+        print(f"{parser.prog} {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
