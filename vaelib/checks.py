@@ -47,13 +47,38 @@ def check_vectors(**tensors: Tensor) -> None:
                 f"{name} must have the same last axis as {first}: found {name} of shape "
                 f"{tuple(value.shape)} and {first} of shape {tuple(reference.shape)}"
             )
+    check_same_device(**tensors)
+    check_broadcast({name: value.shape[:-1] for name, value in tensors.items()})
+    check_finite(**tensors)
+
+
+def check_square(size: int, **matrices: Tensor) -> None:
+    """Check square matrices [*, size, size]: floating, finite, symmetric up to rounding."""
+    check_floating(**matrices)
+    for name, matrix in matrices.items():
+        if matrix.shape[-2:] != (size, size) or size == 0:
+            raise ValueError(
+                f"{name} must have shape [*, L, L] with L = {size} (and L at least 1), "
+                f"found {tuple(matrix.shape)}"
+            )
+        check_finite(**{name: matrix})
+        asymmetry = (matrix - matrix.mT).abs().amax((-2, -1))
+        rounding = 100 * torch.finfo(matrix.dtype).eps * matrix.abs().amax((-2, -1))
+        if (asymmetry > rounding).any():
+            raise ValueError(
+                f"{name} must be symmetric, found entries that differ by {asymmetry.max():g}"
+            )
+
+
+def check_same_device(**tensors: Tensor) -> None:
+    """Raise a ValueError unless all arguments lie on the device of the first."""
+    (first, reference), *others = tensors.items()
+    for name, value in others:
         if value.device != reference.device:
             raise ValueError(
                 f"{name} must be on the device of {first}: found {value.device} and "
                 f"{reference.device}"
             )
-    check_broadcast({name: value.shape[:-1] for name, value in tensors.items()})
-    check_finite(**tensors)
 
 
 def check_broadcast(shapes: dict[str, torch.Size]) -> None:

@@ -4,7 +4,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vaelib.checks import check_finite, check_floating, check_vectors
+from vaelib.checks import (
+    check_broadcast,
+    check_finite,
+    check_floating,
+    check_same_device,
+    check_square,
+)
 from vaelib.gaussian import LOG_2PI, checked_cholesky, gaussian_log_prob, kl_standard_normal
 
 
@@ -19,7 +25,8 @@ class LinearGaussianModel:
         p(z\mid x) = \mathcal N(P^{-1}W^\top(x-b)/s^2,\; P^{-1})
 
     Parameters: ``weight`` [D, L], ``bias`` [D], ``noise_var`` a positive number, the s^2 above.
-    Raises a TypeError or a ValueError that names the argument where these do not fit.
+    The constructor and the methods raise a ValueError for shapes that do not fit and for NaN or
+    infinity, and a TypeError for a dtype that is not the model's; each names the argument.
 
     >>> import torch
     >>> model = LinearGaussianModel(torch.ones(1, 1), torch.zeros(1), 1.0)
@@ -41,6 +48,11 @@ class LinearGaussianModel:
                 f"bias must have shape [{weight.shape[0]}] to fit weight, "
                 f"found {tuple(bias.shape)}"
             )
+        check_same_device(weight=weight, bias=bias)
+        if bias.dtype != weight.dtype:
+            raise TypeError(f"bias must be of weight's dtype {weight.dtype}, found {bias.dtype}")
+        if not isinstance(noise_var, (int, float, Tensor)):
+            raise TypeError(f"noise_var must be a number, found {type(noise_var).__name__}")
         noise_var = torch.as_tensor(noise_var, dtype=weight.dtype, device=weight.device)
         if noise_var.ndim != 0 or not (0 < noise_var < float("inf")):
             raise ValueError(f"noise_var must be one positive finite number, found {noise_var}")
@@ -49,7 +61,9 @@ class LinearGaussianModel:
         data_dim, latent_dim = weight.shape
         identity = torch.eye(latent_dim, dtype=weight.dtype, device=weight.device)
         self.precision = identity + weight.mT @ weight / noise_var
-        self._factor = checked_cholesky("I + weight^T weight / noise_var", self.precision)
+        name = "I + weight^T weight / noise_var"
+        check_square(latent_dim, **{name: self.precision})
+        self._factor = checked_cholesky(name, self.precision)
         self.posterior_cov = torch.cholesky_inverse(self._factor)
         self._log_det_evidence_cov = (
             data_dim * noise_var.log() + 2 * self._factor.diagonal().log().sum()
@@ -57,8 +71,8 @@ class LinearGaussianModel:
 
     def log_evidence(self, x: Float[Tensor, "*batch data"]) -> Float[Tensor, "*batch"]:
         """Exact log p(x) in nats, [*]."""
-        centred = self._centred(x)
-        mean = self._posterior_mean(centred)
+        self._check(x=x)
+        centred, mean = x - self.bias, self._posterior_mean(x)
         residual = centred - mean @ self.weight.mT
         quadratic = residual.square().sum(-1) / self.noise_var + mean.square().sum(-1)
         return -0.5 * (x.shape[-1] * LOG_2PI + self._log_det_evidence_cov + quadratic)
@@ -67,7 +81,8 @@ class LinearGaussianModel:
         self, x: Float[Tensor, "*batch data"]
     ) -> tuple[Float[Tensor, "*batch latent"], Float[Tensor, "latent latent"]]:
         """Exact p(z | x): mean [*, L] and covariance [L, L], which is the same for all x."""
-        return self._posterior_mean(self._centred(x)), self.posterior_cov
+        self._check(x=x)
+        return self._posterior_mean(x), self.posterior_cov
 
     def encode(
         self, x: Float[Tensor, "*batch data"]
@@ -82,6 +97,7 @@ class LinearGaussianModel:
 
     def log_prior(self, z: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch"]:
         """log N(z; 0, I) in nats, [*]."""
+        self._check(z=z)
         zeros = z.new_zeros(self.weight.shape[1])
         return gaussian_log_prob(z, zeros, zeros)
 
@@ -89,7 +105,7 @@ class LinearGaussianModel:
         self, x: Float[Tensor, "*#batch data"], z: Float[Tensor, "*#batch latent"]
     ) -> Float[Tensor, "..."]:
         """log p(x | z) in nats: x [B, D] broadcasts against z [K, B, L] to [K, B]."""
-        check_vectors(z=z, row_of_weight=self.weight[0])
+        self._check(x=x, z=z)
         mean = z @ self.weight.mT + self.bias
         return gaussian_log_prob(x, mean, self.noise_var.log().expand_as(self.bias))
 
@@ -106,6 +122,7 @@ class LinearGaussianModel:
 
         minus KL(q || N(0, I)); w_i are the columns of the weight.
         """
+        self._check(x=x, mu=mu, log_var=log_var)
         column_norms = self.weight.square().sum(0) / self.noise_var
         spread = 0.5 * (column_norms * log_var.exp()).sum(-1)
         return self.log_likelihood(x, mu) - spread - kl_standard_normal(mu, log_var)
@@ -123,15 +140,28 @@ class LinearGaussianModel:
 
         with m the posterior mean and P the posterior precision.
         """
-        mean, _ = self.posterior(x)
-        check_vectors(mu=mu, log_var=log_var, posterior_mean=mean)
-        grad_mu = -(mu - mean) @ self.precision
+        self._check(x=x, mu=mu, log_var=log_var)
+        grad_mu = -(mu - self._posterior_mean(x)) @ self.precision
         grad_log_var = 0.5 * (1 - self.precision.diagonal() * log_var.exp())
-        return grad_mu, grad_log_var.expand_as(grad_mu)
+        return tuple(torch.broadcast_tensors(grad_mu, grad_log_var))
 
-    def _centred(self, x: Tensor) -> Tensor:
-        check_vectors(x=x, bias=self.bias)
-        return x - self.bias
+    def _posterior_mean(self, x: Tensor) -> Tensor:
+        return (x - self.bias) @ self.weight @ self.posterior_cov / self.noise_var
 
-    def _posterior_mean(self, centred: Tensor) -> Tensor:
-        return centred @ self.weight @ self.posterior_cov / self.noise_var
+    def _check(self, **vectors: Tensor) -> None:
+        """Check vectors of this model by name: x [*, D], any other [*, L]; leading axes broadcast."""
+        check_floating(**vectors)
+        for name, value in vectors.items():
+            size = self.weight.shape[0 if name == "x" else 1]
+            if value.shape[-1:] != (size,):
+                raise ValueError(
+                    f"{name} must have a last axis of {size} to fit weight of shape "
+                    f"{tuple(self.weight.shape)}, found shape {tuple(value.shape)}"
+                )
+            if value.dtype != self.weight.dtype:
+                raise TypeError(
+                    f"{name} must be of the model's dtype {self.weight.dtype}, found {value.dtype}"
+                )
+        check_same_device(weight=self.weight, **vectors)
+        check_broadcast({name: value.shape[:-1] for name, value in vectors.items()})
+        check_finite(**vectors)
