@@ -80,8 +80,8 @@ def score_function(
     ``baseline`` is b: None for zero, a number that does not depend on the draws,
     ``"leave-one-out"`` for the mean of f over the other rows (at least two rows; the rows are then
     dependent, their mean is unbiased), or ``"mean"`` for the mean over all rows, which is biased
-    by the factor (N - 1)/N and is here to be shown. Williams (1992), section 4; Kool, van Hoof and
-    Welling (2019), equation 8.
+    by the factor (N - 1)/N and is here to be shown. Williams (1992), section 4; leave-one-out: Kool,
+    van Hoof and Welling (2019).
 
     >>> import torch
     >>> one = torch.ones(1)
@@ -254,7 +254,7 @@ def sticking_the_landing(
         + \epsilon/\sigma
 
     carried along the path as in :func:`pathwise`. ``log_joint`` maps z [N, L] to log p(x, z) [N].
-    Every row is zero where q is the posterior. Roeder, Wu and Duvenaud (2017), equation 8.
+    Every row is zero where q is the posterior. Roeder, Wu and Duvenaud (2017).
 
     >>> import torch
     >>> def log_joint(z):
@@ -279,7 +279,7 @@ def importance_weighted_pathwise(
         \tilde w_k = \frac{w_k}{\sum_j w_j}
 
     with the total derivative of log w. Its signal-to-noise ratio falls with K. Burda, Grosse and
-    Salakhutdinov (2016), equation 13; Rainforth et al. (2018).
+    Salakhutdinov (2016), section 3; Rainforth et al. (2018).
     """
     weights, gradient = _importance_weights(log_joint, mu, log_var, eps)
     path = _along_path(gradient, log_var, eps)
@@ -299,7 +299,7 @@ def doubly_reparametrized(
         \log\sigma^2)}
 
     Its signal-to-noise ratio grows with K; at K = 1 it is :func:`sticking_the_landing`. Tucker,
-    Lawson, Gu and Maddison (2019), equation 6.
+    Lawson, Gu and Maddison (2019).
     """
     weights, gradient = _importance_weights(log_joint, mu, log_var, eps)
     path = _along_path(gradient + eps * torch.exp(-log_var / 2), log_var, eps)
@@ -322,7 +322,7 @@ def gradient_moments(
     ``num_samples``, as :func:`measure_valued` is. Blocks of at most ``chunk_size`` rows, whose
     sizes differ by one at most, are shifted by the mean of the first, so that nothing cancels, and
     summed in float64; memory does not grow with ``num_samples`` (at least two). An estimator whose
-    rows depend on each other sees one block at a time. Chan, Golub and LeVeque (1983), section 2.
+    rows depend on each other sees one block at a time. Shifted sums: Chan, Golub and LeVeque (1983).
 
     >>> import torch
     >>> zero = torch.zeros(1)
@@ -335,8 +335,7 @@ def gradient_moments(
     _check_parameters(mu, log_var)
     draws_own_noise = "num_samples" in inspect.signature(estimator).parameters
     num_chunks = -(-num_samples // chunk_size)
-    sums = torch.zeros(2, len(mu), dtype=torch.float64, device=mu.device)
-    squares = torch.zeros_like(sums)
+    totals = torch.zeros(4, len(mu), dtype=torch.float64, device=mu.device)
     shifts = None
     for chunk in range(num_chunks):
         count = num_samples // num_chunks + (chunk < num_samples % num_chunks)
@@ -348,10 +347,12 @@ def gradient_moments(
             rows = estimator(f, mu, log_var, eps)
         if shifts is None:
             shifts = [part.mean(0) for part in rows]
-        for i, (part, shift) in enumerate(zip(rows, shifts)):
+        block = []
+        for part, shift in zip(rows, shifts):
             centred = part - shift
-            sums[i] += centred.sum(0)
-            squares[i] += centred.square_().sum(0)
+            block += [centred.sum(0), centred.square_().sum(0)]
+        totals += torch.stack(block)
+    sums, squares = totals[0::2], totals[1::2]
     mean = torch.stack(shifts) + sums / num_samples
     variance = (squares - sums**2 / num_samples) / (num_samples - 1)
     return GradientMoments(GradientSamples(*mean), GradientSamples(*variance), num_samples)
@@ -368,7 +369,7 @@ def categorical_sample(
         E_c \sim \mathrm{Exp}(1)
 
     with a the logits. A Bernoulli latent with logit a is the case C = 2 with logits (0, a): the
-    gradient with respect to a is then the second column. Maddison, Mnih and Teh (2017), section 2.
+    gradient with respect to a is then the second column. Jang, Gu and Poole (2017), equation 1.
     """
     _check_categorical(logits, gumbel=gumbel)
     winner = (logits + gumbel).argmax(-1)
@@ -408,7 +409,7 @@ def gumbel_softmax(
 
     The bias vanishes as the temperature tau goes to zero, and the variance then grows without
     bound. f is evaluated between its corners, where it must be defined. Jang, Gu and Poole (2017),
-    equation 2; Maddison, Mnih and Teh (2017), equation 10.
+    equation 2; Maddison, Mnih and Teh (2017).
     """
     _check_categorical(logits, gumbel=gumbel)
     if not 0 < temperature < math.inf:
@@ -491,7 +492,7 @@ def _evaluate_with_gradient(f: Cost, z: Tensor, name: str = "f") -> tuple[Tensor
 
 def _along_path(gradient: Tensor, log_var: Tensor, eps: Tensor) -> GradientSamples:
     """Chain rule of z = mu + exp(log_var / 2) * eps."""
-    return GradientSamples(gradient, gradient * eps * (torch.exp(log_var / 2) / 2))
+    return GradientSamples(gradient, (gradient * eps).mul_(torch.exp(log_var / 2) / 2))
 
 
 def _scores(log_var: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
