@@ -24,7 +24,8 @@ def collect(app):
     app.env.equation_list = equations.find_equations(source / "chapters")
     tests = defaultdict(list)
     for mark in equations.find_marks(source / "tests"):
-        tests[mark.label].append(f"{mark.file.name}::{mark.test}")
+        file = mark.file.relative_to(source / "tests").as_posix()
+        tests[mark.label].append(f"{file}::{mark.test}")
     app.env.equation_tests = dict(tests)
 
 
@@ -58,8 +59,8 @@ def add_notes(app, doctree, docname):
 
 def test_name(name: str) -> nodes.inline:
     """A test's name in code type that may break at its underscores."""
-    pieces = name.replace("_", "_\u200b").replace("::", "::\u200b")
-    return nodes.inline("", pieces, classes=["test-name"])
+    breakable = name.replace("_", "_\u200b").replace("/", "/\u200b").replace("::", "::\u200b")
+    return nodes.inline("", breakable, classes=["test-name"])
 
 
 class EquationIndex(SphinxDirective):
