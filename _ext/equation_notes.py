@@ -4,6 +4,7 @@
 page; the directive ``equation-index`` fills chapters/equations.md.
 """
 
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -58,9 +59,11 @@ def add_notes(app, doctree, docname):
 
 
 def test_name(name: str) -> nodes.inline:
-    """A test's name in code type that may break at its underscores."""
-    breakable = name.replace("_", "_\u200b").replace("/", "/\u200b").replace("::", "::\u200b")
-    return nodes.inline("", breakable, classes=["test-name"])
+    """A test's name in code type that may break behind an underscore, and copies as it is."""
+    inline = nodes.inline("", "", classes=["test-name"])
+    for piece in re.split(r"(?<=[/_])|(?<=::)", name):
+        inline += [nodes.Text(piece), nodes.raw("", "<wbr>", format="html")]
+    return inline
 
 
 class EquationIndex(SphinxDirective):
