@@ -80,7 +80,8 @@ class EquationIndex(SphinxDirective):
         ]
         shown = [equation for page in order for equation in pages[page]]
         tests = {test for e in shown for test in self.env.equation_tests.get(e.label, [])}
-        summary = f"{len(shown)} labelled equations are checked by {len(tests)} tests."
+        plural = "s" if len(tests) != 1 else ""
+        summary = f"{len(shown)} labelled equations are checked by {len(tests)} test{plural}."
         return [nodes.paragraph("", summary), *(self.section(page, pages[page]) for page in order)]
 
     def section(self, page, found):

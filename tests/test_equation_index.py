@@ -1,5 +1,6 @@
 """Every labelled equation is tied to a test, and the mechanism that says so can fail."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -150,3 +151,44 @@ def test_reading_order_follows_the_toc(tmp_path):
     toc = tmp_path / "_toc.yml"
     toc.write_text("root: index\nparts:\n  - chapters:\n      - file: b\n      - file: a\n")
     assert equations.reading_order(toc) == ["index", "b", "a"]
+
+
+@pytest.fixture
+def build(tree):
+    """Build the small book with Sphinx, warnings as errors; return what went wrong."""
+    (tree / "conf.py").write_text(
+        f"import sys\nsys.path.append({str(ROOT / '_ext')!r})\n"
+        "extensions = ['myst_parser', 'equation_notes']\n"
+        "myst_enable_extensions = ['dollarmath']\n"
+    )
+    (tree / "_toc.yml").write_text("root: index\nchapters:\n  - file: chapters/page\n")
+    (tree / "index.md").write_text(
+        "# Book\n\n```{toctree}\nchapters/page\nchapters/equations\n```\n"
+    )
+    (tree / "chapters/equations.md").write_text("# Equations\n\n```{equation-index}\n```\n")
+
+    def run() -> str:
+        command = [sys.executable, "-m", "sphinx", "-q", "-W", "-n", tree, tree / "html"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode == 0) == (done.stderr == "")
+        return done.stderr
+
+    return run
+
+
+def test_pages_name_the_tests_of_each_equation(tree, build):
+    assert build() == ""
+    page = (tree / "html/chapters/page.html").read_text().replace("<wbr>", "")
+    index = (tree / "html/chapters/equations.html").read_text().replace("<wbr>", "")
+    assert page.count("test_page.py::test_both") == 2
+    assert 'href="equations.html#checked-eq-bound"' in page
+    assert "2 labelled equations are checked by 1 test" in index
+    for label in ("eq-bound", "eq-short"):
+        assert f'id="checked-{label}"' in index
+        assert f'href="page.html#equation-{label}"' in index
+
+
+def test_build_fails_on_a_label_that_the_index_misses(tree, build):
+    with (tree / "chapters/page.md").open("a") as page:
+        page.write("\n```{math}\n:label: eq-fenced\na\n```\n")
+    assert "equation eq-fenced: label is not written as $$" in build()
