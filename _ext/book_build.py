@@ -31,10 +31,11 @@ def data_in_force() -> str:
 
 
 def key_the_cache(app, config):
-    """Execute anew when vaelib, torch or the data change: the cache itself looks only at cells."""
+    """Execute anew when vaelib, torch, data or results change: the cache looks only at cells."""
     name = data_in_force()
     key = hashlib.sha256(f"{version('torch')} {name}".encode())
-    for source in sorted(package_folder("vaelib").glob("*.py")):
+    results = Path(app.srcdir).glob("benchmarks/results/*")
+    for source in [*sorted(package_folder("vaelib").glob("*.py")), *sorted(results)]:
         key.update(source.read_bytes())
     folder = Path(app.outdir).parent / ".jupyter_cache" / key.hexdigest()[:12]
     config.nb_execution_cache_path = str(folder)
