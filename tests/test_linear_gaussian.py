@@ -368,6 +368,7 @@ def test_leading_axes_broadcast_in_every_method():
     swapped = model.elbo_gradient(x, log_var, mu)
     assert elbo.shape == (4, 3)
     assert all(part.shape == (4, 3, 2) for part in (*parts, *swapped))
+    assert all(g.shape == (4, 2) for g in model.elbo_gradient(x[0], mu[0, 0], log_var[:, 0]))
     assert_close(elbo[2, 1], model.elbo(x[1], mu[2, 0], log_var[2, 1]), **EXACT)
     for part, row in zip(parts, model.elbo_gradient(x[1], mu[2, 0], log_var[2, 1])):
         assert_close(part[2, 1], row, **EXACT)
