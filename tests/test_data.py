@@ -188,7 +188,7 @@ def bomb(handler, content, release):
 
 def endless(handler, content, release):
     send(handler, b"")
-    while not release.is_set():
+    for _ in range(100):  # enough for a reader without a limit to be noticed
         handler.wfile.write(bytes(65536))
 
 
@@ -953,6 +953,16 @@ def test_binary_images_keep_their_shape_and_are_float32(shape, how, generator):
     assert binary.shape == shape and binary.dtype == torch.float32
     assert ((binary == 0) | (binary == 1)).all()
     assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("how", ["threshold", "stochastic"])
+def test_binary_images_are_float32_whatever_the_default_dtype(how):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert binarize(torch.zeros(784, dtype=torch.uint8), how).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("how", ["threshold", "stochastic"])

@@ -162,7 +162,7 @@ def binarize(
             f"generator must be on the device of images: found {generator.device} "
             f"and {images.device}"
         )
-    binary = torch.empty(images.shape, device=images.device)
+    binary = torch.empty(images.shape, dtype=torch.float32, device=images.device)
     if how == "threshold":
         return torch.gt(images, 127, out=binary)
     draw = torch.randint(
@@ -264,11 +264,11 @@ def _download_missing(folder: Path, ask_again: bool) -> None:
         raise OSError(
             f"MNIST is not in {folder} and cannot be downloaded ({error}). Put its four files "
             "there, or name another root or VAELIB_DATA"
-        ) from error
+        ) from None
     except OSError as error:
         raise OSError(
             f"MNIST is not in {folder} and cannot be stored there ({error})"
-        ) from error
+        ) from None
 
 
 class _Unreachable(OSError):
