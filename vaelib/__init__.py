@@ -1,5 +1,6 @@
 """A small package that the book's chapters call. All values are in nats per example."""
 
+from vaelib.annealing import AnnealedLogLikelihood, annealed_importance_sampling
 from vaelib.bernoulli import bernoulli_log_prob
 from vaelib.bounds import ELBO, elbo, iwae_bound, log_likelihood
 from vaelib.data import ImageData, binarize, load_images
@@ -21,6 +22,18 @@ from vaelib.estimators import (
     sticking_the_landing,
     straight_through,
 )
+from vaelib.evaluation import (
+    Detection,
+    active_units,
+    alarm_threshold,
+    anomaly_scores,
+    bits_per_dimension,
+    data_log_likelihood,
+    detection,
+    latent_activity,
+    likelihood_regret,
+    mean_and_error,
+)
 from vaelib.gaussian import (
     gaussian_log_prob,
     gaussian_score,
@@ -34,6 +47,8 @@ from vaelib.model import VAE
 from vaelib.training import History, fit, trained_vae
 
 __all__ = [
+    "AnnealedLogLikelihood",
+    "Detection",
     "ELBO",
     "GradientMoments",
     "GradientSamples",
@@ -42,11 +57,18 @@ __all__ = [
     "LinearGaussianModel",
     "MeasureValuedNoise",
     "VAE",
+    "active_units",
+    "alarm_threshold",
+    "annealed_importance_sampling",
+    "anomaly_scores",
     "antithetic",
     "bernoulli_log_prob",
     "binarize",
+    "bits_per_dimension",
     "categorical_sample",
     "categorical_score_function",
+    "data_log_likelihood",
+    "detection",
     "doubly_reparametrized",
     "elbo",
     "fit",
@@ -59,9 +81,12 @@ __all__ = [
     "kl_diagonal",
     "kl_full",
     "kl_standard_normal",
+    "latent_activity",
+    "likelihood_regret",
     "load_images",
     "local_score_function",
     "log_likelihood",
+    "mean_and_error",
     "measure_valued",
     "pathwise",
     "reparametrize",
