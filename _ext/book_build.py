@@ -39,7 +39,7 @@ def key_the_cache(app, config):
         key.update(source.read_bytes())
     folder = Path(app.outdir).parent / ".jupyter_cache" / key.hexdigest()[:12]
     config.nb_execution_cache_path = str(folder)
-    words = {"mnist": "MNIST", "digits": "the offline digits of scikit-learn, not with MNIST"}
+    words = {"mnist": "MNIST", "digits": "the offline digits of scikit-learn (not MNIST)"}
     built_with = f"Built with {words[name]} and PyTorch {version('torch').split('+')[0]}."
     config.html_theme_options["extra_footer"] = (
         f"<p>{built_with} {config.html_theme_options.get('extra_footer', '')}</p>"
