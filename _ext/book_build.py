@@ -68,9 +68,11 @@ def escape_shapes(app, what, name, thing, options, lines):
 
 
 def offer_notebook(app, pagename, templatename, context, doctree):
-    """The download button gives the paired notebook, with or without a repository."""
+    """The download button gives the paired notebook; a page without one cannot be launched."""
     pair = Path(app.srcdir) / f"{pagename}.ipynb"
-    if pair.exists():
+    if not pair.exists():
+        app.env.metadata.get(pagename, {}).pop("kernelspec", None)
+    else:
         copy = Path(app.outdir) / "_sources" / f"{pagename}.ipynb"
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(pair, copy)
