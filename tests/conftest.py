@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+collect_ignore = ["annotations_run.py"]  # a script of its own: test_annotations.py runs it
+
 
 @pytest.fixture(autouse=True)
 def fixed_seed():
