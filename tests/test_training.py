@@ -2,8 +2,9 @@
 
 import json
 import math
-import multiprocessing
 import pickle
+import subprocess
+import sys
 
 import pytest
 import safetensors.torch
@@ -249,29 +250,23 @@ def test_the_cache_key_depends_on_recipe_data_and_code_but_not_on_docstrings(tin
     assert trees[0] == trees[1] != trees[2]
 
 
-def _train_in_child(cache_dir, data, queue):
-    training.platformdirs.user_cache_dir = lambda _: str(cache_dir)
-    training.shared_epochs = lambda data: 1
-    trained = []
-    real_fit = training.fit
-    training.fit = lambda *a, **k: (trained.append(1), real_fit(*a, **k))[1]
-    trained_vae(2, data)
-    queue.put(len(trained))
+CHILD = """
+import sys
+import vaelib.training as training
+training.platformdirs.user_cache_dir = lambda _: sys.argv[1]
+training.shared_epochs = lambda data: 1
+real_fit, trainings = training.fit, []
+training.fit = lambda *a, **k: (trainings.append(1), real_fit(*a, **k))[1]
+training.trained_vae(2, training.load_images("digits"))
+print(len(trainings))
+"""
 
 
-def test_two_processes_that_ask_at_once_train_once(tmp_path, tiny_data):
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    children = [
-        context.Process(target=_train_in_child, args=(tmp_path, tiny_data, queue))
-        for _ in range(2)
-    ]
-    for child in children:
-        child.start()
-    trained = [queue.get(timeout=120) for _ in children]
-    for child in children:
-        child.join()
-    assert sorted(trained) == [0, 1]
+def test_two_processes_that_ask_at_once_train_once(tmp_path):
+    call = [sys.executable, "-c", CHILD, str(tmp_path)]
+    children = [subprocess.Popen(call, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    trainings = [int(child.communicate(timeout=300)[0]) for child in children]
+    assert sorted(trainings) == [0, 1]
 
 
 def test_seeded_vae_leaves_the_global_generator_alone():
