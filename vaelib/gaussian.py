@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vaelib.checks import check_broadcast, check_same_device, check_square, check_vectors
+from vaelib.compensated import congruence, difference_of, product
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -159,11 +160,11 @@ def kl_full(
     mu_q, cov_q, mu_p, cov_p = (value.double() for value in arguments.values())
     whiten_q, whiten_p = _whitening("cov_q", cov_q), _whitening("cov_p", cov_p)
 
-    shift = sum(_product(whiten_p, *_difference(mu_q, mu_p)))
-    difference = _congruence(whiten_p, *_difference(cov_q, cov_p))
+    shift = sum(product(whiten_p, *difference_of(mu_q, mu_p)))
+    difference = congruence(whiten_p, *difference_of(cov_q, cov_p))
     # Each of these factors is the identity up to rounding: here the rounding is put right.
-    factor_q = torch.linalg.cholesky(_congruence(whiten_q, cov_q, torch.zeros_like(cov_q)))
-    factor_p = torch.linalg.cholesky(_congruence(whiten_p, cov_p, torch.zeros_like(cov_p)))
+    factor_q = torch.linalg.cholesky(congruence(whiten_q, cov_q))
+    factor_p = torch.linalg.cholesky(congruence(whiten_p, cov_p))
     shift = _solve_lower(factor_p, shift)
     difference = _solve_lower(factor_p, _solve_lower(factor_p, difference).mT)
 
@@ -196,35 +197,6 @@ def _whitening(name: str, cov: Tensor) -> Tensor:
     """A triangular W with W cov W^T = I up to rounding; a constant, as any W gives the same KL."""
     factor = checked_cholesky(name, cov.detach())
     return _solve_lower(factor, torch.eye(cov.shape[-1], dtype=cov.dtype, device=cov.device))
-
-
-def _congruence(w: Tensor, high: Tensor, low: Tensor) -> Tensor:
-    """W S W^T for the symmetric S = high + low."""
-    high, low = _product(w, high, low)
-    return sum(_product(w, high.mT, low.mT))
-
-
-def _product(a: Tensor, high: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
-    """a @ (high + low) as a sum of two matrices, with about 23 bits more than float64 has.
-
-    Heads of so few bits that their product is exact (Ozaki, Ogita, Oishi and Rump 2012).
-    """
-    bits = (52 - a.shape[-1].bit_length()) // 2
-    head_a, head = _head(a, -1, bits), _head(high, -2, bits)
-    return head_a @ head, head_a @ (high - head) + (a - head_a) @ high + a @ low
-
-
-def _head(a: Tensor, dim: int, bits: int) -> Tensor:
-    """The leading bits of a, counted from the largest entry along an axis."""
-    scale = a.detach().abs().amax(dim, keepdim=True) * 2.0 ** (53 - bits)
-    return (a + scale) - scale
-
-
-def _difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """a - b and its rounding error (Knuth 1997, section 4.2.2)."""
-    difference = a - b
-    from_b = difference - a
-    return difference, (a - (difference - from_b)) - (b + from_b)
 
 
 def _diagonal(matrix: Tensor) -> Tensor:
