@@ -110,9 +110,7 @@ def importance_log_weights(
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, "samples batch"]:
     """log w = log p(x, z) - log q(z | x) for each draw of z from q, [K, B]. Raises as elbo does."""
-    mu, log_var, z = _encode_and_sample(model, x, num_samples, eps, generator)
-    log_joint = model.log_likelihood(x, z) + model.log_prior(z)
-    return log_joint - gaussian_log_prob(z, mu, log_var)
+    return _log_weights(model, x, *_encode_and_sample(model, x, num_samples, eps, generator))
 
 
 @torch.no_grad()
@@ -121,7 +119,7 @@ def log_likelihood(
     x: Float[Tensor, "batch data"],
     *,
     num_samples: int = 5000,
-    chunk_size: int = 20_000,
+    chunk_size: int = 4_000,
     generator: torch.Generator | None = None,
 ) -> LogLikelihood:
     r"""Estimate log p(x) by importance sampling from q(z | x).
@@ -133,24 +131,32 @@ def log_likelihood(
     The standard error is the infinitesimal jackknife of the logarithm of a mean (Efron 1982,
     chapter 6). It means little where the effective sample size is small: then q misses a part of
     the posterior, and the value is only a lower bound in expectation. Sums run in float64; at most
-    ``chunk_size`` codes are decoded at a time, so that memory does not grow with ``num_samples``.
+    ``chunk_size`` codes are decoded at a time, so that memory does not grow with ``num_samples``
+    (and blocks that fit the processor's cache are faster than larger ones).
     No gradient. Burda, Grosse and Salakhutdinov (2016), section 5. Raises as :func:`elbo` does.
     """
     check_positive_int(num_samples=num_samples, chunk_size=chunk_size)
     parts = []
     for rows in _check_data(x).split(chunk_size):
         per_chunk = max(1, chunk_size // len(rows))
+        mu, log_var = model.encode(rows)
         sum_w = sum_w2 = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=x.device)
         for start in range(0, num_samples, per_chunk):
-            count = min(per_chunk, num_samples - start)
-            log_w = importance_log_weights(model, rows, num_samples=count, generator=generator)
-            log_w = log_w.double()
+            shape = (min(per_chunk, num_samples - start), *mu.shape)
+            eps = torch.randn(shape, generator=generator, dtype=mu.dtype, device=mu.device)
+            z = reparametrize(mu, log_var, eps)
+            log_w = _log_weights(model, rows, mu, log_var, z).double()
             sum_w = torch.logaddexp(sum_w, torch.logsumexp(log_w, 0))
             sum_w2 = torch.logaddexp(sum_w2, torch.logsumexp(2 * log_w, 0))
         ess = torch.exp(2 * sum_w - sum_w2).clamp(max=num_samples)
         error = torch.sqrt(1 / ess - 1 / num_samples)
         parts.append((sum_w - math.log(num_samples), error, ess))
     return LogLikelihood(*(torch.cat(part) for part in zip(*parts)))
+
+
+def _log_weights(model, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor) -> Tensor:
+    log_joint = model.log_likelihood(x, z) + model.log_prior(z)
+    return log_joint - gaussian_log_prob(z, mu, log_var)
 
 
 def _encode_and_sample(model, x, num_samples, eps, generator) -> tuple[Tensor, Tensor, Tensor]:
