@@ -378,6 +378,15 @@ def test_a_root_may_begin_with_a_tilde(miniature, tmp_path, monkeypatch):
     assert_is(load_images("mnist", root="~/images"), miniature)
 
 
+def test_errors_name_a_relative_root_in_full(cache, tmp_path, monkeypatch):
+    """A notebook's working folder is another than the shell's: the reader must see which."""
+    monkeypatch.setattr(data, "_MIRRORS", ())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VAELIB_DATA", "images")
+    with pytest.raises(OSError, match=str(tmp_path / "images" / "MNIST" / "raw")):
+        load_images("mnist")
+
+
 def test_the_cache_folder_is_the_users(monkeypatch, tmp_path):
     import platformdirs
 

@@ -123,7 +123,7 @@ def load_images(name: str = "auto", root: str | os.PathLike | None = None) -> Im
         return _load_digits()
     if root is None:
         root = os.environ.get("VAELIB_DATA") or _cache_folder()
-    folder = Path(root).expanduser() / "MNIST" / "raw"
+    folder = Path(root).expanduser().absolute() / "MNIST" / "raw"
     try:
         _download_missing(folder, ask_again=name == "mnist")
     except OSError as error:
