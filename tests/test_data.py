@@ -579,6 +579,23 @@ def test_a_fault_halfway_keeps_what_is_whole(mirrors, miniature, cache, monkeypa
     assert f"/{IMAGES}.gz" not in mirrors[0].asked
 
 
+def test_an_interrupt_before_the_move_leaves_nothing(mirrors, miniature, cache, monkeypatch):
+    """Files come into place by one atomic move, from a folder on the same disk."""
+
+    def interrupted(part, target):
+        assert Path(part).read_bytes() == miniature[target.name] and not target.exists()
+        assert Path(part).parent.parent == target.parent.parent
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load_images("mnist")
+    assert not files_below(cache)
+    assert not list((cache / "MNIST").glob(".download-*"))
+    assert_is(load_images("mnist"), miniature)
+
+
 def test_a_refused_connection_is_named(miniature, cache, monkeypatch):
     closed = Mirror(miniature)
     closed.close()
