@@ -1,5 +1,6 @@
 """Bernoulli log-likelihood of binary data, from logits."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -29,4 +30,4 @@ def bernoulli_log_prob(
     """
     check_vectors(x=x, logits=logits)
     check_unit_interval(x=x)
-    return (logsigmoid(logits) - (1 - x) * logits).sum(-1)
+    return torch.addcmul(logsigmoid(logits), x - 1, logits).sum(-1)
