@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from vaelib.estimators import (
+    GradientSamples,
     MeasureValuedNoise,
     antithetic,
     doubly_reparametrized,
@@ -504,7 +505,9 @@ def test_gradient_moments_keep_their_digits_in_float32_far_from_zero():
     mu, log_var = torch.full((4,), 0.3), torch.zeros(4)
     f = lambda z: (1000 * z + z.sin()).sum(1)  # noqa: E731
     seed = torch.Generator().manual_seed
-    found = gradient_moments(pathwise, f, mu, log_var, num_samples=50_000, generator=seed(0))
+    found = gradient_moments(
+        pathwise, f, mu, log_var, num_samples=50_000, chunk_size=1000, generator=seed(0)
+    )
     generator = seed(0)
     eps = torch.cat([torch.randn(1000, 4, generator=generator) for _ in range(50)]).double()
     exact = pathwise(f, mu.double(), log_var.double(), eps)
@@ -679,6 +682,31 @@ def test_counts_are_checked(value):
 def test_a_variance_needs_two_samples():
     with pytest.raises(ValueError, match="num_samples must be at least 2"):
         gradient_moments(pathwise, coupled_cost, MU3, LOG_VAR3, num_samples=1)
+
+
+def test_gradient_moments_leave_the_rows_of_an_estimator_alone():
+    """The same tensor twice, still attached to a graph, and kept by the caller."""
+    kept = []
+
+    def shared(f, mu, log_var, eps):
+        rows = eps * mu.clone().requires_grad_()
+        kept.append((rows, rows.detach().clone()))
+        return GradientSamples(rows, rows)
+
+    found = gradient_moments(shared, coupled_cost, MU3, LOG_VAR3, num_samples=50, chunk_size=20)
+    assert torch.equal(found.variance.mu, found.variance.log_var)
+    rows = torch.cat([copy for _, copy in kept])
+    torch.testing.assert_close(found.variance.mu, rows.var(0), rtol=1e-12, atol=0)
+    for row, copy in kept:
+        assert torch.equal(row, copy)
+
+
+def test_an_estimator_of_fewer_rows_is_named():
+    def half(f, mu, log_var, eps):
+        return pathwise(f, mu, log_var, eps[::2])
+
+    with pytest.raises(ValueError, match=r"estimator must return rows of shape \[10, 3\]"):
+        gradient_moments(half, coupled_cost, MU3, LOG_VAR3, num_samples=10)
 
 
 def test_noise_of_another_shape_is_named():

@@ -80,17 +80,17 @@ def score_function(
     ``baseline`` is b: None for zero, a number that does not depend on the draws,
     ``"leave-one-out"`` for the mean of f over the other rows (at least two rows; the rows are then
     dependent, their mean is unbiased), or ``"mean"`` for the mean over all rows, which is biased
-    by the factor (N - 1)/N and is here to be shown. Williams (1992), section 4; leave-one-out: Kool,
-    van Hoof and Welling (2019).
+    by the factor (N - 1)/N and is here to be shown. Williams (1992), section 4; for leave-one-out
+    Kool, van Hoof and Welling (2019).
 
     >>> import torch
     >>> one = torch.ones(1)
     >>> score_function(lambda z: z[:, 0] ** 2, one, 0 * one, torch.tensor([[2.0]])).mu
     tensor([[18.]])
     """
-    z = _draw(mu, log_var, eps)
+    z, std = _draw(mu, log_var, eps)
     costs = _less_baseline(_evaluate(f, z), baseline)[:, None]
-    return GradientSamples(*(costs * score for score in _scores(log_var, eps)))
+    return GradientSamples(*(costs * score for score in _scores(std, eps)))
 
 
 @torch.no_grad()
@@ -112,9 +112,9 @@ def local_score_function(
     >>> local_score_function(torch.square, torch.ones(2), torch.zeros(2), torch.ones(1, 2)).mu
     tensor([[4., 4.]])
     """
-    z = _draw(mu, log_var, eps)
+    z, std = _draw(mu, log_var, eps)
     costs = _evaluate(local_costs, z, shape=z.shape, name="local_costs")
-    return GradientSamples(*(costs * score for score in _scores(log_var, eps)))
+    return GradientSamples(*(costs * score for score in _scores(std, eps)))
 
 
 @torch.no_grad()
@@ -129,17 +129,18 @@ def pathwise(
     .. math:: \nabla_\mu = \nabla_z f(z), \qquad
         \nabla_{\log\sigma^2} = \tfrac12\,\sigma\epsilon \odot \nabla_z f(z)
 
-    Unbiased where f is continuous and differentiable almost everywhere. The derivative that
-    autograd sees is used as it is: for f = 1[z > 0], or an f that detaches z, it is zero, and so
-    is the estimate. Kingma and Welling (2014), section 2.4; Rezende, Mohamed and Wierstra (2014).
+    Unbiased for f without jumps (locally Lipschitz, of at most exponential growth). The derivative
+    that autograd sees is used as it is: for f = 1[z > 0], or an f that detaches z, it is zero, and
+    so is the estimate. Kingma and Welling (2014), section 2.4; Rezende, Mohamed, Wierstra (2014).
 
     >>> import torch
     >>> one = torch.ones(1)
     >>> pathwise(lambda z: z[:, 0] ** 2, one, 0 * one, torch.tensor([[2.0]]))
     GradientSamples(mu=tensor([[6.]]), log_var=tensor([[6.]]))
     """
-    _, gradient = _evaluate_with_gradient(f, _draw(mu, log_var, eps))
-    return _along_path(gradient, log_var, eps)
+    z, std = _draw(mu, log_var, eps)
+    _, gradient = _evaluate_with_gradient(f, z)
+    return _along_path(gradient, std, eps)
 
 
 def antithetic(estimator: Estimator) -> Estimator:
@@ -179,9 +180,9 @@ def measure_valued(
     .. math:: \nabla_\mu = \frac{f(\mu+\sigma R) - f(\mu-\sigma R')}{\sigma\sqrt{2\pi}}, \qquad
         \nabla_{\log\sigma^2} = \frac{f(\mu+\sigma M) - f(\mu+\sigma Z)}{2}
 
-    with R, R' Rayleigh, M double-sided Maxwell and Z standard normal. They are independent, or, when
-    ``coupled``, R' = R and Z = M U with U uniform: less variance where f takes like values at the
-    two points, more for mu where f is steep across them. The pair of coordinate i moves z_i alone:
+    with R, R' Rayleigh, M double-sided Maxwell and Z standard normal. They are independent, or,
+    when ``coupled``, R' = R and Z = M U with U uniform: less variance where f takes like values at
+    the two points, more for mu where f is steep across them. The pair of coordinate i moves z_i alone:
     both of its points share the other coordinates. f may be discontinuous; a row costs 4 L
     evaluations. ``noise``, where given, is used in place of ``num_samples`` draws from
     ``generator`` and carries its own coupling. Mohamed, Rosca, Figurnov and Mnih (2020), section 6
@@ -202,10 +203,9 @@ def measure_valued(
                 f"noise.{name} must have shape [{num_samples}, {len(mu)}], "
                 f"found {tuple(draws.shape)}"
             )
-    std = torch.exp(log_var / 2)
-    z = _draw(mu, log_var, noise.eps)
+    z, std = _draw(mu, log_var, noise.eps)
     signed = (noise.plus, -noise.minus, noise.maxwell, noise.normal)
-    points = [_draw(mu, log_var, draws) for draws in signed]
+    points = [_draw(mu, log_var, draws)[0] for draws in signed]
     differences = []
     for i in range(len(mu)):
         moved = z.repeat(4, 1, 1)
@@ -263,8 +263,9 @@ def sticking_the_landing(
     >>> sticking_the_landing(log_joint, torch.zeros(1), torch.zeros(1), torch.tensor([[2.0]])).mu
     tensor([[0.]])
     """
-    _, gradient = _evaluate_with_gradient(log_joint, _draw(mu, log_var, eps), name="log_joint")
-    return _along_path(gradient + eps * torch.exp(-log_var / 2), log_var, eps)
+    z, std = _draw(mu, log_var, eps)
+    _, gradient = _evaluate_with_gradient(log_joint, z, name="log_joint")
+    return _along_path(gradient + eps / std, std, eps)
 
 
 @torch.no_grad()
@@ -282,8 +283,8 @@ def importance_weighted_pathwise(
     with the total derivative of log w. Its signal-to-noise ratio falls with K. Burda, Grosse and
     Salakhutdinov (2016), section 3; Rainforth et al. (2018).
     """
-    weights, gradient = _importance_weights(log_joint, mu, log_var, eps)
-    path = _along_path(gradient, log_var, eps)
+    weights, gradient, std = _importance_weights(log_joint, mu, log_var, eps)
+    path = _along_path(gradient, std, eps)
     return GradientSamples((weights * path.mu).sum(1), (weights * path.log_var).sum(1) + 0.5)
 
 
@@ -302,8 +303,8 @@ def doubly_reparametrized(
     Its signal-to-noise ratio grows with K; at K = 1 it is :func:`sticking_the_landing`. Tucker,
     Lawson, Gu and Maddison (2019).
     """
-    weights, gradient = _importance_weights(log_joint, mu, log_var, eps)
-    path = _along_path(gradient + eps * torch.exp(-log_var / 2), log_var, eps)
+    weights, gradient, std = _importance_weights(log_joint, mu, log_var, eps)
+    path = _along_path(gradient + eps / std, std, eps)
     return GradientSamples(*((weights**2 * part).sum(1) for part in path))
 
 
@@ -314,7 +315,7 @@ def gradient_moments(
     log_var: Float[Tensor, "latent"],
     *,
     num_samples: int,
-    chunk_size: int = 1000,
+    chunk_size: int = 4000,
     generator: torch.Generator | None = None,
 ) -> GradientMoments:
     """Mean and variance (over N - 1) of an estimator's rows, for each parameter, in float64.
@@ -323,7 +324,7 @@ def gradient_moments(
     ``num_samples``, as :func:`measure_valued` is. Blocks of at most ``chunk_size`` rows, whose
     sizes differ by one at most, are shifted by the mean of the first, so that nothing cancels, and
     summed in float64; memory does not grow with ``num_samples`` (at least two). An estimator whose
-    rows depend on each other sees one block at a time. Shifted sums: Chan, Golub and LeVeque (1983).
+    rows depend on each other sees one block at a time. Chan, Golub and LeVeque (1983).
 
     >>> import torch
     >>> zero = torch.zeros(1)
@@ -346,11 +347,18 @@ def gradient_moments(
             shape = (count, len(mu))
             eps = torch.randn(shape, generator=generator, dtype=mu.dtype, device=mu.device)
             rows = estimator(f, mu, log_var, eps)
-        if shifts is None:
+        rows = [part.detach() for part in rows]
+        if rows[0].shape != (count, len(mu)):
+            raise ValueError(
+                f"estimator must return rows of shape [{count}, {len(mu)}], "
+                f"found {tuple(rows[0].shape)}"
+            )
+        if shifts is None:  # the first block is the largest
             shifts = [part.mean(0) for part in rows]
+            buffer = torch.empty_like(rows[0])
         block = []
         for part, shift in zip(rows, shifts):
-            centred = part - shift
+            centred = torch.sub(part, shift, out=buffer[:count])
             block += [centred.sum(0), centred.square_().sum(0)]
         totals += torch.stack(block)
     sums, squares = totals[0::2], totals[1::2]
@@ -437,15 +445,18 @@ def straight_through(
     return _through_softmax(gradient, logits.softmax(-1))
 
 
-def _draw(mu: Tensor, log_var: Tensor, eps: Tensor) -> Tensor:
+def _draw(mu: Tensor, log_var: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """z [N, L] and the standard deviation [L], from checked arguments."""
     _check_parameters(mu, log_var)
     check_floating(eps=eps)
     if eps.ndim != 2 or eps.shape[0] == 0 or eps.shape[1] != len(mu):
         raise ValueError(f"eps must have shape [N, {len(mu)}], found {tuple(eps.shape)}")
-    z = torch.addcmul(mu, torch.exp(log_var / 2), eps)
-    if not math.isfinite((z.sum() + log_var.sum()).item()):  # one cheap pass, then the culprit
+    std = torch.exp(log_var / 2)
+    z = torch.addcmul(mu, std, eps)
+    total = z.sum() + log_var.sum()
+    if not math.isfinite(total.item()):  # one cheap pass; now look for the culprit
         check_finite(mu=mu, log_var=log_var, eps=eps)
-    return z
+    return z, std
 
 
 def _check_parameters(mu: Tensor, log_var: Tensor) -> None:
@@ -491,13 +502,13 @@ def _evaluate_with_gradient(f: Cost, z: Tensor, name: str = "f") -> tuple[Tensor
     return values.detach(), gradient
 
 
-def _along_path(gradient: Tensor, log_var: Tensor, eps: Tensor) -> GradientSamples:
+def _along_path(gradient: Tensor, std: Tensor, eps: Tensor) -> GradientSamples:
     """Chain rule of z = mu + exp(log_var / 2) * eps."""
-    return GradientSamples(gradient, (gradient * eps).mul_(torch.exp(log_var / 2) / 2))
+    return GradientSamples(gradient, (gradient * eps).mul_(std / 2))
 
 
-def _scores(log_var: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    return eps * torch.exp(-log_var / 2), (eps**2 - 1) / 2
+def _scores(std: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    return eps / std, (eps**2 - 1) / 2
 
 
 def _less_baseline(costs: Tensor, baseline: Baseline) -> Tensor:
@@ -523,16 +534,16 @@ def _less_baseline(costs: Tensor, baseline: Baseline) -> Tensor:
     return costs - number
 
 
-def _importance_weights(log_joint, mu, log_var, eps) -> tuple[Tensor, Tensor]:
-    """Normalised weights [N, K, 1] and the gradient of log p(x, z) with respect to z [N, K, L]."""
+def _importance_weights(log_joint, mu, log_var, eps) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalised weights [N, K, 1], the gradient of log p(x, z) in z [N, K, L], and std [L]."""
     check_floating(eps=eps)
     if eps.ndim != 3:
         raise ValueError(f"eps must have shape [N, K, L], found {tuple(eps.shape)}")
-    z = _draw(mu, log_var, eps.flatten(0, 1))
+    z, std = _draw(mu, log_var, eps.flatten(0, 1))
     values, gradient = _evaluate_with_gradient(log_joint, z, name="log_joint")
     # log q(z) is -eps^2 / 2 up to a constant, which cancels in the normalised weights
     log_weights = values.reshape(eps.shape[:2]) + eps.square().sum(-1) / 2
-    return log_weights.softmax(1)[..., None], gradient.reshape(eps.shape)
+    return log_weights.softmax(1)[..., None], gradient.reshape(eps.shape), std
 
 
 def _through_softmax(gradient: Tensor, y: Tensor) -> Tensor:
