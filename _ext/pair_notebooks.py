@@ -18,7 +18,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
 KEPT = ("text/plain", "text/markdown", "text/latex")
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             write_pair(page)
             print("wrote", page.with_suffix(".ipynb").name, flush=True)
-        except CellExecutionError as error:
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
             print(f"{page}: a cell failed\n{error}", file=sys.stderr, flush=True)
             failed = True
     return int(failed)
