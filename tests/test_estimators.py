@@ -141,6 +141,32 @@ def test_leave_one_out_is_unbiased_with_the_exact_variance(n, mu, sigma, k):
     assert_moments(means, weights, gradient, expected, sigma)
 
 
+@pytest.mark.parametrize("cost, mu, sigma, k", oracle.CASES[::4])
+def test_leave_one_out_obeys_its_law_for_every_cost(cost, mu, sigma, k):
+    """Twelve nodes as a distribution of their own, on which both scores have mean zero: the law
+    asks for no more, so that mean and variance over all pairs are exact."""
+    f, (pairs, weights) = oracle.COSTS[cost](k), hermite_grid(2)
+    estimates = [
+        torch.stack([part.mean(0) for part in parts])
+        for parts in zip(
+            *(
+                score_function(f, *parameters(mu, sigma), eps[:, None], "leave-one-out")
+                for eps in pairs
+            )
+        )
+    ]
+    eps = pairs[:, 0]  # its marginal weights are those of one node
+    costs = f(mu + sigma * eps[:, None])
+    centred = costs - weights @ costs
+    for found, score in zip(estimates, (eps / sigma, (eps**2 - 1) / 2)):
+        g, information = weights @ (costs * score), weights @ score**2
+        kappa = weights @ (centred * score) ** 2
+        law = (kappa - g**2) / 2 + (weights @ centred**2 * information + g**2) / 2
+        mean, variance = oracle.moments(found, weights)
+        assert mean.item() == pytest.approx(g.item(), rel=1e-9, abs=1e-12)
+        assert variance.item() == pytest.approx(law.item(), rel=1e-9, abs=1e-12)
+
+
 @pytest.mark.parametrize("n", [2, 3])
 def test_own_sample_mean_baseline_is_biased_by_one_in_n(n):
     mu, sigma, k = 1.0, 0.8, -0.5
@@ -254,6 +280,50 @@ def test_measure_valued_pair_moves_its_own_coordinate_only():
         for_log_var = (f(noise.maxwell[n, i]) - f(noise.normal[n, i])) / 2
         torch.testing.assert_close(samples.mu[n, i], for_mu[0])
         torch.testing.assert_close(samples.log_var[n, i], for_log_var[0])
+
+
+def product(one, two):
+    """Two lists of nodes [N, 1] as all pairs of them, each [M, 1]."""
+    return torch.cartesian_prod(one[:, 0], two[:, 0]).T[..., None]
+
+
+RAYLEIGH, RAYLEIGH_WEIGHTS = oracle.half_line(10.0, 12)
+RAYLEIGH_WEIGHTS = RAYLEIGH_WEIGHTS * RAYLEIGH[:, 0] * torch.exp(-(RAYLEIGH[:, 0] ** 2) / 2)
+NORMAL, NORMAL_WEIGHTS = oracle.quadrature(10.0, 241)
+MAXWELL_WEIGHTS = NORMAL_WEIGHTS * NORMAL[:, 0] ** 2
+
+
+@pytest.mark.parametrize("cost, mu, sigma, k", oracle.CASES)
+def test_independent_measure_valued_points_have_the_exact_moments(cost, mu, sigma, k):
+    """The variance is the sum of those of the two points, each a one-dimensional integral."""
+    f, where = oracle.COSTS[cost](k), parameters(mu, sigma)
+    gradient = oracle.in_log_var(oracle.gradient(cost, mu, sigma, k), sigma)
+
+    def variance(nodes, weights):
+        return oracle.moments(f(mu + sigma * nodes)[:, None], weights)[1].item()
+
+    plus, minus = product(RAYLEIGH, RAYLEIGH)
+    maxwell, normal = product(NORMAL, NORMAL)
+    zeros, more = torch.zeros_like(plus), torch.zeros_like(maxwell)
+    for i, (noise, weights, expected) in enumerate(
+        (
+            (
+                MeasureValuedNoise(zeros, plus, minus, zeros, zeros),
+                torch.outer(RAYLEIGH_WEIGHTS, RAYLEIGH_WEIGHTS).ravel(),
+                (variance(RAYLEIGH, RAYLEIGH_WEIGHTS) + variance(-RAYLEIGH, RAYLEIGH_WEIGHTS))
+                / (2 * math.pi * sigma**2),
+            ),
+            (
+                MeasureValuedNoise(more, more, more, maxwell, normal),
+                torch.outer(MAXWELL_WEIGHTS, NORMAL_WEIGHTS).ravel(),
+                (variance(NORMAL, MAXWELL_WEIGHTS) + variance(NORMAL, NORMAL_WEIGHTS)) / 4,
+            ),
+        )
+    ):
+        rows = measure_valued(f, *where, num_samples=len(weights), noise=noise)[i]
+        mean, found = oracle.moments(rows, weights)
+        assert mean.item() == pytest.approx(gradient[i], rel=1e-9, abs=1e-12)
+        assert found.item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("k", [-0.4, -1.5])

@@ -182,8 +182,8 @@ def measure_valued(
 
     with R, R' Rayleigh, M double-sided Maxwell and Z standard normal. They are independent, or,
     when ``coupled``, R' = R and Z = M U with U uniform: less variance where f takes like values at
-    the two points, more for mu where f is steep across them. The pair of coordinate i moves z_i alone:
-    both of its points share the other coordinates. f may be discontinuous; a row costs 4 L
+    the two points, more for mu where f is steep across them. The pair of coordinate i moves z_i
+    alone: both of its points share the other coordinates. f may be discontinuous; a row costs 4 L
     evaluations. ``noise``, where given, is used in place of ``num_samples`` draws from
     ``generator`` and carries its own coupling. Mohamed, Rosca, Figurnov and Mnih (2020), section 6
     and table 1.
