@@ -5,6 +5,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/installed
+# The chapters run in a folder of their own: a relative path must not mean another one there.
+ifneq ($(VAELIB_DATA),)
+export VAELIB_DATA := $(abspath $(VAELIB_DATA))
+endif
 
 .PHONY: book test notebooks models install clean
 .DEFAULT_GOAL := book
