@@ -3,6 +3,8 @@
 Each raises an error that names the argument, what was found and what was expected.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ def check_finite(**tensors: Tensor) -> None:
     """Raise a ValueError if an argument holds NaN or an infinity."""
     for name, value in tensors.items():
         value = value.detach()
-        if torch.isfinite(value.sum()):  # one cheap pass; a sum of finite values may overflow
+        if math.isfinite(value.sum().item()):  # one cheap pass; finite values may sum to infinity
             continue
         finite = torch.isfinite(value)
         if not finite.all():
@@ -83,6 +85,8 @@ def check_same_device(**tensors: Tensor) -> None:
 
 def check_broadcast(shapes: dict[str, torch.Size]) -> None:
     """Raise a ValueError unless the (leading) shapes broadcast against each other."""
+    if len(set(shapes.values())) == 1:
+        return
     try:
         torch.broadcast_shapes(*shapes.values())
     except RuntimeError:
@@ -94,11 +98,10 @@ def check_unit_interval(**tensors: Tensor) -> None:
     """Raise a ValueError unless all values lie in [0, 1] (NaN does not)."""
     for name, value in tensors.items():
         if value.numel():
-            low, high = torch.aminmax(value)
+            low, high = (bound.item() for bound in torch.aminmax(value.detach()))
             if not (low >= 0 and high <= 1):
                 raise ValueError(
-                    f"{name} must lie in [0, 1], found values from {low.item():g} "
-                    f"to {high.item():g}"
+                    f"{name} must lie in [0, 1], found values from {low:g} to {high:g}"
                 )
 
 

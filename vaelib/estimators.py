@@ -322,9 +322,10 @@ def gradient_moments(
 
     ``estimator`` is called as ``estimator(f, mu, log_var, eps)``, or, where it has a parameter
     ``num_samples``, as :func:`measure_valued` is. Blocks of at most ``chunk_size`` rows, whose
-    sizes differ by one at most, are shifted by the mean of the first, so that nothing cancels, and
-    summed in float64; memory does not grow with ``num_samples`` (at least two). An estimator whose
-    rows depend on each other sees one block at a time. Chan, Golub and LeVeque (1983).
+    sizes differ by one at most, are summed in the rows' dtype and the blocks in float64; rows whose
+    mean is large beside their spread are shifted by the mean of the first block, so that no digits
+    cancel. Memory does not grow with ``num_samples`` (at least two). An estimator whose rows depend
+    on each other sees one block at a time. Chan, Golub and LeVeque (1983).
 
     >>> import torch
     >>> zero = torch.zeros(1)
@@ -354,16 +355,17 @@ def gradient_moments(
                 f"found {tuple(rows[0].shape)}"
             )
         if shifts is None:  # the first block is the largest
-            shifts = [part.mean(0) for part in rows]
-            buffer = torch.empty_like(rows[0])
+            shifts = [_shift(part) for part in rows]
         block = []
         for part, shift in zip(rows, shifts):
-            centred = torch.sub(part, shift, out=buffer[:count])
-            block += [centred.sum(0), centred.square_().sum(0)]
+            centred = part if shift is None else part - shift
+            block += [centred.sum(0), torch.linalg.vecdot(centred, centred, dim=0)]
         totals += torch.stack(block)
     sums, squares = totals[0::2], totals[1::2]
-    mean = torch.stack(shifts) + sums / num_samples
-    variance = (squares - sums**2 / num_samples) / (num_samples - 1)
+    mean, variance = sums / num_samples, (squares - sums**2 / num_samples) / (num_samples - 1)
+    for row, shift in zip(mean, shifts):
+        if shift is not None:
+            row += shift
     return GradientMoments(GradientSamples(*mean), GradientSamples(*variance), num_samples)
 
 
@@ -443,6 +445,13 @@ def straight_through(
     _check_categorical(logits, z=z)
     _, gradient = _evaluate_with_gradient(f, z)
     return _through_softmax(gradient, logits.softmax(-1))
+
+
+def _shift(rows: Tensor) -> Tensor | None:
+    """The column means, where without them a sum of squares would lose digits; else None."""
+    mean = rows.mean(0)
+    spread = (rows - mean).square().mean(0).sqrt()
+    return mean if (mean.abs() > 10 * spread).any() else None
 
 
 def _draw(mu: Tensor, log_var: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:

@@ -214,9 +214,10 @@ class _ExpMinusTangent(torch.autograd.Function):
 
     @staticmethod
     def forward(t: Tensor) -> Tensor:
-        series = torch.ones_like(t)  # of (exp(t) - 1 - t) / (t^2 / 2), used where |t| < 0.05
+        one = t.new_ones(())
+        series = one  # of (exp(t) - 1 - t) / (t^2 / 2), used where |t| < 0.05
         for n in range(9, 2, -1):
-            series = 1 + series * t / n
+            series = torch.addcmul(one, series, t, value=1 / n)
         return torch.where(t.abs() < 0.05, series * t * t / 2, torch.expm1(t) - t)
 
     @staticmethod

@@ -91,7 +91,7 @@ def fit(
         order = torch.randperm(len(train), generator=generator, device=device)
         batches = order.split(batch_size)
         for rows in tqdm(batches, f"epoch {epoch}/{epochs}", leave=False, disable=None):
-            x = binarize(train[rows], binarization, generator)
+            x = binarize(train.index_select(0, rows), binarization, generator)
             bound = elbo(model, x, generator=generator)
             optimizer.zero_grad()
             (-bound.value.mean()).backward()
