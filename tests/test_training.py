@@ -214,7 +214,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(training.platformdirs, "user_cache_dir", lambda _: str(tmp_path / "cache"))
-    monkeypatch.setattr(training, "shared_epochs", lambda data: 1)
+    monkeypatch.setattr(training, "shared_epochs", lambda data, latent_dim: 1)
     return tmp_path / "cache" / "models"
 
 
@@ -254,7 +254,7 @@ CHILD = """
 import sys
 import vaelib.training as training
 training.platformdirs.user_cache_dir = lambda _: sys.argv[1]
-training.shared_epochs = lambda data: 1
+training.shared_epochs = lambda data, latent_dim: 1
 real_fit, trainings = training.fit, []
 training.fit = lambda *a, **k: (trainings.append(1), real_fit(*a, **k))[1]
 training.trained_vae(2, training.load_images("digits"))

@@ -188,7 +188,7 @@ def trained_vae(latent_dim: int = 20, data: ImageData | None = None) -> tuple[VA
     asks for the same; two processes that ask at once train once. A damaged file is trained anew.
     """
     data = load_images() if data is None else data
-    recipe = Recipe(epochs=shared_epochs(data))
+    recipe = Recipe(epochs=shared_epochs(data, latent_dim))
     key = _cache_key(recipe, data, latent_dim)
     path = Path(platformdirs.user_cache_dir("vaelib")) / "models" / f"{key}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -201,9 +201,14 @@ def trained_vae(latent_dim: int = 20, data: ImageData | None = None) -> tuple[VA
             return load_model(path)
 
 
-def shared_epochs(data: ImageData) -> int:
-    """Passes over the data for a shared model: on few images more passes, but fewer steps."""
-    return 20 if len(data.train) > 10_000 else 60
+def shared_epochs(data: ImageData, latent_dim: int) -> int:
+    """Passes over the data: 20, or 10 for two latent dimensions, which have less to learn.
+
+    On few images more passes, but fewer steps.
+    """
+    if len(data.train) <= 10_000:
+        return 60
+    return 20 if latent_dim > 2 else 10
 
 
 def _cache_key(recipe: Recipe, data: ImageData, latent_dim: int) -> str:
