@@ -19,6 +19,7 @@ from torch.testing import assert_close
 
 from vaelib import VAE, LinearGaussianModel, gaussian_log_prob, reparametrize
 from vaelib.estimators import gradient_moments, pathwise, score_function, sticking_the_landing
+from vaelib.plotting import COLORS
 
 F64 = torch.float64
 ROOT = Path(__file__).resolve().parents[2]
@@ -559,3 +560,11 @@ def test_stored_result_is_what_the_chapter_reads(benchmark):
     for name in benchmark.TRAINED:
         seeds = {run["seed"] for run in stored["training"] if run["gradient"] == name}
         assert seeds == set(range(stored["settings"]["seeds"]))
+
+
+def test_explorer_has_the_colours_of_the_book_and_needs_no_network():
+    page = (ROOT / "chapters" / "estimator_explorer.html").read_text(encoding="utf-8")
+    assert f"--score: {COLORS['score function']};" in page
+    assert f"--path: {COLORS['pathwise']};" in page
+    for word in ("http", "//cdn", "src=", "import ", "fetch", "Math.random"):
+        assert word not in page, word
