@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def use_templates(app, config):
 def visit_entry(self, node):
     """An empty cell in a table's head is no header that a screen reader could name."""
     type(self).visit_entry(self, node)
-    if not node.children:
+    if not node.astext() and not any(node.findall(nodes.image)):
         self.body[-1] = self.body[-1].replace("<th", "<td", 1)
         self.context[-1] = self.context[-1].replace("</th", "</td")
 
@@ -127,12 +128,28 @@ def depart_citation(self, node):
     self.body.append("</div>\n")
 
 
+def visit_parameters(self, node):
+    node["start"] = len(self.body)
+    type(self).visit_desc_parameterlist(self, node)
+
+
+def depart_parameters(self, node):
+    """Sphinx lists long signatures in a <dl> without terms, which is no valid list."""
+    type(self).depart_desc_parameterlist(self, node)
+    for i in range(node["start"], len(self.body)):
+        for tag in ("dl", "dd"):
+            self.body[i] = self.body[i].replace(f"<{tag}>", f'<div class="sig-{tag}">')
+            self.body[i] = self.body[i].replace(f"</{tag}>", "</div>")
+
+
 def setup(app):
     app.config.mathjax_path = "mathjax/tex-chtml.js"
     app.connect("config-inited", key_the_cache)
     app.connect("config-inited", show_only_live_buttons)
     app.connect("config-inited", use_templates)
     app.add_node(nodes.entry, override=True, html=(visit_entry, depart_entry))
+    parameters = (visit_parameters, depart_parameters)
+    app.add_node(addnodes.desc_parameterlist, override=True, html=parameters)
     app.add_node(nodes.citation, override=True, html=(visit_citation, depart_citation))
     app.connect("doctree-read", warn_of_missing_alt)
     app.connect("autodoc-process-docstring", escape_shapes)
