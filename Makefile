@@ -1,4 +1,5 @@
 # make book: the HTML book in _build/html.  make test: package, book and notebooks.
+# make check-book: every page of the built book in Chromium, with the network closed.
 # make notebooks: the .ipynb pairs anew.  make clean: all but the environment.
 # Each of them installs .venv first, once, and again when a file that lists versions changes.
 
@@ -10,7 +11,7 @@ ifneq ($(VAELIB_DATA),)
 export VAELIB_DATA := $(abspath $(VAELIB_DATA))
 endif
 
-.PHONY: book test notebooks models install clean
+.PHONY: book test check-book notebooks models install clean
 .DEFAULT_GOAL := book
 
 book: models
@@ -20,6 +21,9 @@ book: models
 test: models
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval chapters -n 2 --dist loadfile
+
+check-book: $(INSTALLED)
+	$(BIN)/pytest tests/browser -n 2
 
 notebooks: models
 	$(BIN)/python _ext/pair_notebooks.py
