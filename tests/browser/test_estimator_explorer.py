@@ -65,8 +65,8 @@ def place(found):
 
 def on_noise(which, cost, mu, sigma, k, eps):
     """Single-sample gradients for mu from the package."""
-    parameters = torch.tensor([mu]).double(), 2 * torch.tensor([sigma]).double().log()
-    return ESTIMATORS[which](oracles.COSTS[cost](k), *parameters, eps).mu[:, 0]
+    mean, std = torch.tensor([[mu], [sigma]], dtype=torch.float64)
+    return ESTIMATORS[which](oracles.COSTS[cost](k), mean, 2 * std.log(), eps).mu[:, 0]
 
 
 def closed_form(which, *where):
