@@ -32,11 +32,13 @@ def data_in_force() -> str:
 
 
 def key_the_cache(app, config):
-    """Execute anew when vaelib, torch, data or results change: the cache looks only at cells."""
+    """Execute anew when vaelib, torch, data, results or explorers change, not only the cells."""
     name = data_in_force()
     key = hashlib.sha256(f"{version('torch')} {name}".encode())
     results = Path(app.srcdir).glob("benchmarks/results/*")
-    for source in [*sorted(package_folder("vaelib").glob("*.py")), *sorted(results)]:
+    templates = Path(app.srcdir).glob("chapters/*.html")
+    package = package_folder("vaelib").glob("*.py")
+    for source in [*sorted(package), *sorted(results), *sorted(templates)]:
         key.update(source.read_bytes())
     folder = Path(app.outdir).parent / ".jupyter_cache" / key.hexdigest()[:12]
     config.nb_execution_cache_path = str(folder)
