@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vaelib.bounds import LatentVariableModel, LogLikelihood
-from vaelib.checks import check_choice, check_finite, check_floating, check_positive_int
+from vaelib.checks import check_choice, check_data, check_positive_int
 from vaelib.gaussian import gaussian_log_prob, reparametrize
 
 
@@ -57,10 +57,7 @@ def annealed_importance_sampling(
     check_choice("start", start, ("prior", "posterior"))
     if not 0 < step_size < math.inf:
         raise ValueError(f"step_size must be a positive number, found {step_size!r}")
-    check_floating(x=x)
-    if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(f"x must have shape [B, D] and not be empty, found {tuple(x.shape)}")
-    check_finite(x=x)
+    check_data(x=x)
     parts = []
     for rows in x.split(chunk_size):
         per_chunk = max(1, chunk_size // len(rows))

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vaelib.checks import check_choice, check_finite, check_floating, check_positive_int
+from vaelib.checks import check_choice, check_data, check_floating, check_positive_int
 from vaelib.gaussian import gaussian_log_prob, kl_standard_normal, reparametrize
 
 
@@ -136,9 +136,10 @@ def log_likelihood(
     No gradient. Burda, Grosse and Salakhutdinov (2016), section 5. Raises as :func:`elbo` does.
     """
     check_positive_int(num_samples=num_samples, chunk_size=chunk_size)
+    check_data(x=x)
     _keep_freed_memory()
     parts = []
-    for rows in _check_data(x).split(chunk_size):
+    for rows in x.split(chunk_size):
         per_chunk = max(1, chunk_size // len(rows))
         mu, log_var = model.encode(rows)
         sum_w = sum_w2 = torch.full((len(rows),), -math.inf, dtype=torch.float64, device=x.device)
@@ -171,7 +172,8 @@ def _log_weights(model, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor) -> Te
 
 def _encode_and_sample(model, x, num_samples, eps, generator) -> tuple[Tensor, Tensor, Tensor]:
     check_positive_int(num_samples=num_samples)
-    mu, log_var = model.encode(_check_data(x))
+    check_data(x=x)
+    mu, log_var = model.encode(x)
     if eps is None:
         shape = (num_samples, *mu.shape)
         eps = torch.randn(shape, generator=generator, dtype=mu.dtype, device=mu.device)
@@ -181,11 +183,3 @@ def _encode_and_sample(model, x, num_samples, eps, generator) -> tuple[Tensor, T
             f"eps must have shape [K, {mu.shape[0]}, {mu.shape[1]}], found {tuple(eps.shape)}"
         )
     return mu, log_var, reparametrize(mu, log_var, eps)
-
-
-def _check_data(x: Tensor) -> Tensor:
-    check_floating(x=x)
-    if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(f"x must have shape [B, D] and not be empty, found {tuple(x.shape)}")
-    check_finite(x=x)
-    return x

@@ -22,6 +22,8 @@ def check_finite(**tensors: Tensor) -> None:
     """Raise a ValueError if an argument holds NaN or an infinity."""
     for name, value in tensors.items():
         value = value.detach()
+        if value.is_meta:
+            raise ValueError(f"{name} must hold values, found a tensor on the meta device")
         if math.isfinite(value.sum().item()):  # one cheap pass; finite values may sum to infinity
             continue
         finite = torch.isfinite(value)
@@ -103,6 +105,17 @@ def check_unit_interval(**tensors: Tensor) -> None:
                 raise ValueError(
                     f"{name} must lie in [0, 1], found values from {low:g} to {high:g}"
                 )
+
+
+def check_data(**tensors: Tensor) -> None:
+    """Check data sets [B, D]: floating, not empty, finite."""
+    check_floating(**tensors)
+    for name, value in tensors.items():
+        if value.ndim != 2 or 0 in value.shape:
+            raise ValueError(
+                f"{name} must have shape [B, D] and not be empty, found {tuple(value.shape)}"
+            )
+    check_finite(**tensors)
 
 
 def check_choice(name: str, value: object, choices: tuple) -> None:

@@ -20,7 +20,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vaelib.checks import check_choice, check_finite, check_floating, check_positive_int
+from vaelib.checks import (
+    check_choice,
+    check_finite,
+    check_floating,
+    check_positive_int,
+    check_same_device,
+)
 
 Cost = Callable[[Tensor], Tensor]
 Baseline = str | float | None
@@ -227,6 +233,8 @@ def draw_measure_valued_noise(
 
     A Rayleigh variable is the length of two standard normals, a Maxwell one that of three.
     """
+    check_positive_int(num_samples=num_samples)
+    _check_parameters(mu, mu)
 
     def normals(*leading: int) -> Tensor:
         shape = (*leading, num_samples, len(mu))
@@ -460,6 +468,7 @@ def _draw(mu: Tensor, log_var: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     check_floating(eps=eps)
     if eps.ndim != 2 or eps.shape[0] == 0 or eps.shape[1] != len(mu):
         raise ValueError(f"eps must have shape [N, {len(mu)}], found {tuple(eps.shape)}")
+    check_same_device(mu=mu, eps=eps)
     std = torch.exp(log_var / 2)
     z = torch.addcmul(mu, std, eps)
     total = z.sum() + log_var.sum()
@@ -476,6 +485,7 @@ def _check_parameters(mu: Tensor, log_var: Tensor) -> None:
         raise ValueError(
             f"log_var must have the shape of mu, {tuple(mu.shape)}, found {tuple(log_var.shape)}"
         )
+    check_same_device(mu=mu, log_var=log_var)
 
 
 def _check_categorical(logits: Tensor, **draws: Tensor) -> None:
@@ -486,6 +496,7 @@ def _check_categorical(logits: Tensor, **draws: Tensor) -> None:
         if value.ndim != 3 or len(value) == 0 or value.shape[1:] != logits.shape:
             expected = ", ".join(str(size) for size in logits.shape)
             raise ValueError(f"{name} must have shape [N, {expected}], found {tuple(value.shape)}")
+    check_same_device(logits=logits, **draws)
     check_finite(logits=logits, **draws)
 
 

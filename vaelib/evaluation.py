@@ -12,7 +12,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vaelib.bounds import LatentVariableModel, LogLikelihood, elbo, log_likelihood
-from vaelib.checks import check_finite, check_floating, check_positive_int
+from vaelib.checks import (
+    check_data,
+    check_finite,
+    check_floating,
+    check_positive_int,
+    check_same_device,
+)
 
 BATCH = 100  # images between two updates of the progress bar
 
@@ -26,6 +32,7 @@ def data_log_likelihood(
     generator: torch.Generator | None = None,
 ) -> LogLikelihood:
     """:func:`vaelib.log_likelihood` of each row of a data set, [N], with a bar in a terminal."""
+    check_data(x=x)
     bar = tqdm(x.split(BATCH), "log p(x)", leave=False, disable=None)
     parts = [
         log_likelihood(
@@ -61,6 +68,7 @@ def bits_per_dimension(log_p_x: Float[Tensor, "*batch"], data_dim: int) -> Float
     """
     check_positive_int(data_dim=data_dim)
     check_floating(log_p_x=log_p_x)
+    check_finite(log_p_x=log_p_x)
     return -log_p_x / (data_dim * math.log(2))
 
 
@@ -74,6 +82,7 @@ def latent_activity(
 
     Burda, Grosse and Salakhutdinov (2016), section 5.2.
     """
+    check_data(x=x)
     means = torch.cat([model.encode(rows)[0] for rows in x.split(1000)])
     if len(means) < 2:
         raise ValueError("x must have at least two rows, found one")
@@ -102,6 +111,7 @@ def anomaly_scores(
     "latent distance": :math:`\lVert\mu(x)\rVert`, from the mean of the prior. Expectations are
     means over ``num_samples`` draws.
     """
+    check_data(x=x)
     rows = {"ELBO": [], "log p(x)": [], "reconstruction": [], "latent distance": []}
     for part in tqdm(x.split(BATCH), "scores", leave=False, disable=None):
         bound = elbo(model, part, num_samples=num_samples, generator=generator)
@@ -132,6 +142,7 @@ def likelihood_regret(
     parameters of q in place of the encoder's weights.
     """
     check_positive_int(num_steps=num_steps, num_samples=num_samples)
+    check_data(x=x)
     start = tuple(value.detach() for value in model.encode(x))
     free = tuple(value.clone().requires_grad_() for value in start)
     optimizer = torch.optim.Adam(free, lr=learning_rate)
@@ -189,6 +200,8 @@ def detection(
     check_positive_int(num_replicates=num_replicates)
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, found {level!r}")
+    check_same_device(normal=normal, anomalous=anomalous)
+    normal, anomalous = normal.detach(), anomalous.detach()
     scores = torch.cat([normal, anomalous])
     labels = torch.cat([torch.zeros_like(normal), torch.ones_like(anomalous)])
     difference = anomalous[:, None] - normal

@@ -5,7 +5,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vaelib.bernoulli import bernoulli_log_prob
-from vaelib.checks import check_floating, check_positive_int, check_unit_interval, check_vectors
+from vaelib.checks import (
+    check_floating,
+    check_positive_int,
+    check_same_device,
+    check_unit_interval,
+    check_vectors,
+)
 from vaelib.gaussian import gaussian_log_prob
 
 
@@ -84,6 +90,7 @@ class VAE(nn.Module):
 
     def log_prior(self, z: Float[Tensor, "*batch latent"]) -> Float[Tensor, "*batch"]:
         """log N(z; 0, I) in nats, [*]."""
+        _check_input("z", z, self.decoder.hidden)
         zeros = z.new_zeros(z.shape[-1])
         return gaussian_log_prob(z, zeros, zeros)
 
@@ -105,4 +112,5 @@ def _check_input(name: str, value: Tensor, layer: nn.Linear) -> None:
         raise TypeError(
             f"{name} must be of the model's dtype {layer.weight.dtype}, found {value.dtype}"
         )
+    check_same_device(**{name: value, "the model": layer.weight})
     check_vectors(**{name: value})
