@@ -523,12 +523,15 @@ def test_vaelib_data_without_mnist_is_filled(mirrors, miniature, tmp_path, cache
 def test_a_second_mirror_makes_up_for_the_first(fault, mirrors, miniature, cache, monkeypatch):
     mirrors[0].answer = fault
     impatient(monkeypatch, fault)
-    patient = data._open
-    monkeypatch.setattr(
-        data,
-        "_open",
-        lambda url, seconds: patient(url, seconds if url.startswith(mirrors[0].url) else 60),
-    )
+    patient, impatient_clock = data._open, data.time
+
+    def open_url(url, seconds):
+        """Impatience is for the faulty mirror: a busy machine may keep the other one waiting."""
+        faulty = url.startswith(mirrors[0].url)
+        monkeypatch.setattr(data, "time", impatient_clock if faulty else time)
+        return patient(url, seconds if faulty else 60)
+
+    monkeypatch.setattr(data, "_open", open_url)
     assert_is(load_images("mnist"), miniature)
     assert files_below(cache) == {f"MNIST/raw/{file}" for file in SHAPES}
 
