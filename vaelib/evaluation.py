@@ -28,7 +28,7 @@ def data_log_likelihood(
     x: Float[Tensor, "n data"],
     *,
     num_samples: int = 5000,
-    chunk_size: int = 20_000,
+    chunk_size: int = 4_000,
     generator: torch.Generator | None = None,
 ) -> LogLikelihood:
     """:func:`vaelib.log_likelihood` of each row of a data set, [N], with a bar in a terminal."""
