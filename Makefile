@@ -1,6 +1,7 @@
 # make book: the HTML book in _build/html.  make test: package, book and notebooks.
 # make check-book: every page of the built book in Chromium, with the network closed.
 # make notebooks: the .ipynb pairs anew.  make clean: all but the environment.
+# make bench: the training loop against its peers, five minutes; writes benchmarks/results/.
 # Each of them installs .venv first, once, and again when a file that lists versions changes.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -11,7 +12,7 @@ ifneq ($(VAELIB_DATA),)
 export VAELIB_DATA := $(abspath $(VAELIB_DATA))
 endif
 
-.PHONY: book test check-book notebooks models install clean
+.PHONY: book test check-book notebooks models bench install clean
 .DEFAULT_GOAL := book
 
 book: models
@@ -27,6 +28,10 @@ check-book: $(INSTALLED)
 
 notebooks: models
 	$(BIN)/python _ext/pair_notebooks.py
+
+bench: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[bench]" -c constraints.txt
+	$(BIN)/python -m benchmarks.training_speed
 
 # The data and the trained models that chapters and tests share, before any of them asks.
 models: $(INSTALLED)
