@@ -112,5 +112,5 @@ def test_a_short_race_is_run_to_its_end_and_writes_nothing():
     ours, theirs = (result["records"][name]["test_elbo"] for name in ("vaelib", "textbook"))
     assert ours == pytest.approx(theirs, rel=0.05)
     milliseconds = result["profile_ms_per_step"]
-    assert min(milliseconds.values()) > 0
-    assert sum(milliseconds.values()) < 1000
+    whole = milliseconds.pop("whole step")
+    assert 0 < min(milliseconds.values()) and max(milliseconds.values()) < whole < 1000
