@@ -481,7 +481,7 @@ def test_kl_full_keeps_the_digits_of_a_divergence_of_1e_16(fifty_digits):
     assert 1e-18 < exact < 1e-15
     assert relative_error(kl_full(*pair), exact) < 1e-12
     plain = kl_divergence(MultivariateNormal(*pair[:2]), MultivariateNormal(*pair[2:]))
-    assert abs(plain.item() - exact) > 10 * exact
+    assert abs(plain.item() - exact) >= exact  # not one digit is right
 
 
 def test_the_formula_through_cholesky_factors_alone_loses_digits_with_the_condition_number(
