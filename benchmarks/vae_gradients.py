@@ -27,7 +27,8 @@ from pathlib import Path
 import torch
 
 from vaelib import VAE, binarize, elbo, fit, gaussian_log_prob, load_images, reparametrize
-from vaelib.training import mean_elbo, seeded_vae, trained_vae
+from vaelib.shared import trained_vae
+from vaelib.training import mean_elbo, seeded_vae
 
 RESULT = Path(__file__).parent / "results" / "vae_gradients.json"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -44,7 +44,8 @@ from vaelib.gaussian import (
 )
 from vaelib.linear_gaussian import LinearGaussianModel
 from vaelib.model import VAE
-from vaelib.training import History, fit, trained_vae
+from vaelib.shared import trained_vae
+from vaelib.training import History, fit
 
 __all__ = [
     "AnnealedLogLikelihood",

@@ -3,18 +3,23 @@
 import argparse
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from vaelib.bounds import log_likelihood
 from vaelib.data import binarize, load_images
-from vaelib.training import fit, load_model, mean_elbo, save_model, seeded_vae, trained_vae
+from vaelib.shared import trained_vae
+from vaelib.training import fit, load_model, mean_elbo, save_model, seeded_vae
 
 EXAMPLES = """\
 examples:
   python -m vaelib train --epochs 20 --save vae.safetensors --metrics vae.jsonl
+  python -m vaelib train --checkpoint vae.ckpt --resume --save vae.safetensors
+  torchrun --nproc-per-node=2 -m vaelib train --save vae.safetensors
   python -m vaelib evaluate --model vae.safetensors --num-samples 1000 --images 500
   python -m vaelib sample --model vae.safetensors --output samples.png
 """
@@ -78,6 +83,18 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--batch-size", type=positive_int, default=128, help="images a step")
     train.add_argument("--learning-rate", type=positive_float, default=1e-3, help="of Adam")
     train.add_argument("--seed", type=natural_int, default=0, help="fixes weights, order and noise")
+    train.add_argument(
+        "--device", default="auto", help="cpu, cuda or mps; auto takes cuda, else mps, else cpu"
+    )
+    train.add_argument("--compile", action="store_true", help="hand the step to torch.compile")
+    train.add_argument(
+        "--checkpoint", type=Path, help="keep all that is needed to go on in this file, each epoch"
+    )
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on where the checkpoint stands, or start where there is none",
+    )
     train.add_argument("--metrics", type=Path, help="write one JSON object an epoch to this file")
     train.add_argument("--save", type=Path, help="write the trained model (safetensors) here")
 
@@ -122,38 +139,84 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    """Train, print a line an epoch, write metrics and model where asked."""
-    data = load_images(args.data, args.root)
-    print(data, file=sys.stderr)
-    model = seeded_vae(
-        args.seed,
-        data_dim=data.train.shape[1],
-        hidden_dim=args.hidden,
-        latent_dim=args.latent,
-    )
-    with contextlib.ExitStack() as stack:
-        metrics = args.metrics and stack.enter_context(args.metrics.open("w"))
+    """Train, print a line an epoch, write metrics, checkpoint and model where asked."""
+    if args.resume and args.checkpoint is None:
+        raise ValueError("--resume needs --checkpoint FILE, found none")
+    for option in ("metrics", "checkpoint", "save"):
+        path = getattr(args, option)
+        if path and not path.absolute().parent.is_dir():
+            raise FileNotFoundError(f"--{option}: there is no folder {path.absolute().parent}")
+    with process_group(choose_device(args.device)) as (device, first):
+        data = load_images(args.data, args.root)
+        if first:
+            print(data, file=sys.stderr)
+        model = seeded_vae(
+            args.seed,
+            data_dim=data.train.shape[1],
+            hidden_dim=args.hidden,
+            latent_dim=args.latent,
+        ).to(device)
+        with contextlib.ExitStack() as stack:
+            metrics = None
 
-        def report(row: dict) -> None:
-            if metrics:
-                print(json.dumps(row), file=metrics, flush=True)
-            print(
-                f"epoch {row['epoch']:3d}  {row['seconds']:5.1f} s  "
-                f"ELBO train {row['train']['elbo']:8.2f}  test {row['test']['elbo']:8.2f}"
+            def report(row: dict) -> None:
+                nonlocal metrics
+                if args.metrics:
+                    metrics = metrics or stack.enter_context(args.metrics.open("w"))
+                    print(json.dumps(row), file=metrics, flush=True)
+                print(
+                    f"epoch {row['epoch']:3d}  {row['seconds']:5.1f} s  "
+                    f"ELBO train {row['train']['elbo']:8.2f}  test {row['test']['elbo']:8.2f}"
+                )
+
+            history = fit(
+                model,
+                data,
+                epochs=args.epochs,
+                batch_size=args.batch_size,
+                learning_rate=args.learning_rate,
+                binarization=args.binarization,
+                seed=args.seed,
+                checkpoint=args.checkpoint,
+                resume=args.resume,
+                compile=args.compile,
+                on_epoch=report,
             )
+        if first and history.resumed == args.epochs:
+            print(f"{args.checkpoint} holds all {args.epochs} epochs: nothing was left to train")
+        if first and args.save:
+            save_model(args.save, model, history)
 
-        history = fit(
-            model,
-            data,
-            epochs=args.epochs,
-            batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
-            binarization=args.binarization,
-            seed=args.seed,
-            on_epoch=report,
-        )
-    if args.save:
-        save_model(args.save, model, history)
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the first that is there of cuda, mps and cpu."""
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available.get(name.split(":")[0]):
+        there = ", ".join(kind for kind, there in available.items() if there)
+        raise ValueError(f"--device must be auto or one of those here ({there}), found {name!r}")
+    return torch.device(name)
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device):
+    """The group of processes that torchrun started, if it did: (own device, is this the first?)."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield device, True
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device, dist.get_rank() == 0
+    finally:
+        dist.destroy_process_group()
 
 
 def run_evaluate(args: argparse.Namespace) -> None:

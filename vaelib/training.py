@@ -1,29 +1,27 @@
-"""One training loop, its history, model files, and the trained models that the chapters share."""
+"""One training loop: its recipe, its history, its checkpoints, and the model files it leaves."""
 
-import ast
 import hashlib
-import json
+import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import filelock
-import platformdirs
-import safetensors.torch
 import torch
+import torch.distributed as dist
 from jaxtyping import UInt8
 from torch import Tensor
 from tqdm import tqdm
 
 from vaelib.bounds import elbo
 from vaelib.checks import check_choice, check_positive_int
-from vaelib.data import ImageData, binarize, load_images
+from vaelib.data import ImageData, binarize
+from vaelib.files import reading_tensors, remove_unfinished, write_tensors
+from vaelib.gradient import BoundGradient
 from vaelib.model import VAE
 
 EVALUATION_BATCH = 1000
-FILE_FORMAT = "vaelib model 1"
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,13 @@ class History:
 
     A row is ``{"epoch": 1, "seconds": 1.9, "train": {...}, "test": {...}}`` where either split
     holds ``elbo``, ``reconstruction`` and ``kl``. The train values are means over the epoch, taken
-    while the weights move; the test values belong to the weights at its end.
+    while the weights move; the test values belong to the weights at its end. The first ``resumed``
+    rows come from a checkpoint.
     """
 
     recipe: Recipe
     rows: list[dict] = field(default_factory=list)
+    resumed: int = 0
 
     def curve(self, split: str, term: str) -> list[float]:
         """One value an epoch, such as ``curve("test", "elbo")``."""
@@ -65,45 +65,100 @@ def fit(
     learning_rate: float = 1e-3,
     binarization: str = "threshold",
     seed: int = 0,
+    checkpoint: str | os.PathLike | None = None,
+    resume: bool = False,
+    compile: bool = False,
     on_epoch: Callable[[dict], None] | None = None,
 ) -> History:
     """Maximise the ELBO of ``data.train`` with Adam, one sample of z per image and step.
 
-    The images stay uint8 in memory and are binarized a batch at a time: ``"threshold"`` (pixel >
-    127) or ``"stochastic"`` (drawn anew each epoch; the test images are drawn once). All
-    randomness comes from ``seed``, so that the same start, data and recipe give the same numbers
-    on the same machine and thread count. ``on_epoch`` is called with each row of the history.
-    Nothing is written; a progress bar shows in a terminal. Kingma and Welling (2014), algorithm 1;
-    Kingma and Ba (2015).
+    The images stay uint8 on the model's device and are binarized a batch at a time:
+    ``"threshold"`` (pixel > 127) or ``"stochastic"`` (drawn anew each epoch; the test images are
+    drawn once). All randomness comes from ``seed``, so that the same start, data and recipe give
+    the same numbers on the same machine and thread count. Nothing in the loop waits for the device
+    before an epoch ends. Kingma and Welling (2014), algorithm 1; Kingma and Ba (2015).
 
-    Raises a ValueError that names the argument for a value out of range, and for images that do
-    not fit the model.
+    After each epoch ``checkpoint`` is replaced by all that a later call needs to go on, with
+    ``resume=True``, to the same last bit; without such a file that call starts afresh. ``on_epoch``
+    is called with each row of the history, first with those that a checkpoint holds. ``compile``
+    hands the step to torch.compile. Nothing else is written; a progress bar shows in a terminal.
+
+    In a process group of torch.distributed, each process takes its share of every batch, and the
+    gradients are summed: the same numbers as in one process, to rounding. Every process must call
+    with the same arguments; the first one writes the checkpoint and calls ``on_epoch``.
+
+    Raises a ValueError that names the argument for a value out of range, for images that do not
+    fit the model, for a bound that is no longer finite, and for a checkpoint of another run; a
+    FileExistsError for a checkpoint that is there, unless ``resume``.
     """
     recipe = Recipe(epochs, batch_size, learning_rate, binarization, seed)
     _check_recipe(recipe)
+    rank, processes = _rank_and_processes()
     device = next(model.parameters()).device
     train, test = data.train.to(device), data.test.to(device)
-    generator = torch.Generator(device).manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate, fused=True)
-    history = History(recipe)
-    for epoch in range(1, epochs + 1):
-        start, total = time.perf_counter(), torch.zeros(2, dtype=torch.float64, device=device)
-        order = torch.randperm(len(train), generator=generator, device=device)
-        batches = order.split(batch_size)
-        for rows in tqdm(batches, f"epoch {epoch}/{epochs}", leave=False, disable=None):
-            x = binarize(train.index_select(0, rows), binarization, generator)
-            bound = elbo(model, x, generator=generator)
-            optimizer.zero_grad()
-            (-bound.value.mean()).backward()
-            optimizer.step()
-            total += torch.stack([bound.reconstruction.detach().sum(), bound.kl.detach().sum()])
-        row = {"epoch": epoch, "seconds": 0.0, "train": _terms(total / len(train))}
-        row["test"] = mean_elbo(model, test, binarization=binarization, seed=seed)
-        row["seconds"] = round(time.perf_counter() - start, 3)
-        history.rows.append(row)
-        if on_epoch is not None:
+    _inputs(model, train[:1], "threshold", None)  # images that do not fit are named before the start
+    gradient = BoundGradient(model, compile=compile)
+    run = _Run(
+        model=model,
+        gradient=gradient,
+        adam=torch.optim.Adam([gradient.weights], lr=learning_rate, fused=True),
+        generator=torch.Generator(device).manual_seed(seed),
+        history=History(recipe),
+        data=fingerprint(data),
+    )
+    try:
+        if checkpoint is not None:
+            _resume(run, checkpoint, resume)
+        for row in run.history.rows if on_epoch is not None and rank == 0 else ():
             on_epoch(row)
-    return history
+        for epoch in range(len(run.history.rows) + 1, epochs + 1):
+            start = time.perf_counter()
+            row = {"epoch": epoch, "seconds": 0.0, "train": _train_epoch(run, train, epoch)}
+            row["test"] = mean_elbo(model, test, binarization=binarization, seed=seed)
+            row["seconds"] = round(time.perf_counter() - start, 3)
+            run.history.rows.append(row)
+            if checkpoint is not None and rank == 0:
+                _save_checkpoint(run, checkpoint)
+            if on_epoch is not None and rank == 0:
+                on_epoch(row)
+    finally:
+        gradient.release()
+    return run.history
+
+
+@dataclass
+class _Run:
+    """All that moves during a training run."""
+
+    model: VAE
+    gradient: BoundGradient
+    adam: torch.optim.Adam
+    generator: torch.Generator
+    history: History
+    data: str
+
+
+def _train_epoch(run: _Run, train: Tensor, epoch: int) -> dict[str, float]:
+    """One pass over the images, a step a batch; the means of the bound's terms on the way."""
+    recipe, generator, latent_dim = run.history.recipe, run.generator, run.model.latent_dim
+    rank, processes = _rank_and_processes()
+    order = torch.randperm(len(train), generator=generator, device=train.device)
+    batches = order.split(recipe.batch_size)
+    terms = []
+    for rows in tqdm(batches, f"epoch {epoch}/{recipe.epochs}", leave=False, disable=None):
+        x, eps = _inputs(run.model, train.index_select(0, rows), recipe.binarization, generator)
+        share = slice(rank, None, processes)
+        terms.append(run.gradient(x[share], eps[share], 1 / len(rows)))
+        if processes > 1:
+            dist.all_reduce(run.gradient.weights.grad)
+        run.adam.step()
+    mean = _mean(terms, len(train))
+    if not math.isfinite(mean["elbo"]):
+        raise ValueError(
+            f"the bound must stay finite, found {mean['elbo']} nats in epoch {epoch}: "
+            f"learning_rate ({recipe.learning_rate:g}) may be too large"
+        )
+    return mean
 
 
 @torch.no_grad()
@@ -113,14 +168,114 @@ def mean_elbo(
     """Mean ELBO and its terms over a set of images, in nats per image, one sample of z an image.
 
     Noise and binarization come from ``seed``, the same at each call: two models, or one at two
-    epochs, are compared on the same draws.
+    epochs, are compared on the same draws. In a process group the images are shared out.
     """
     generator = torch.Generator(images.device).manual_seed(seed)
-    total = torch.zeros(2, dtype=torch.float64, device=images.device)
+    rank, processes = _rank_and_processes()
+    share = slice(rank, None, processes)
+    terms = [torch.zeros(2, 0, device=images.device)]
     for batch in images.split(EVALUATION_BATCH):
-        bound = elbo(model, binarize(batch, binarization, generator), generator=generator)
-        total += torch.stack([bound.reconstruction.sum(), bound.kl.sum()])
-    return _terms(total / len(images))
+        x, eps = _inputs(model, batch, binarization, generator)
+        if len(x[share]):
+            bound = elbo(model, x[share], eps=eps[None, share])
+            terms.append(torch.stack([bound.reconstruction, bound.kl]))
+    return _mean(terms, len(images))
+
+
+def _inputs(model: VAE, images: Tensor, binarization: str, generator) -> tuple[Tensor, Tensor]:
+    """Binary x [B, D] and noise eps [B, L], of the model's dtype and on its device."""
+    weight = model.decoder.hidden.weight
+    x = binarize(images, binarization, generator).to(weight.dtype)
+    if x.shape[-1] != model.data_dim:
+        raise ValueError(
+            f"data must hold images of {model.data_dim} pixels, which the model takes, "
+            f"found {x.shape[-1]}"
+        )
+    shape = (len(x), model.latent_dim)
+    return x, torch.randn(shape, generator=generator, dtype=weight.dtype, device=weight.device)
+
+
+def _mean(terms: list[Tensor], count: int) -> dict[str, float]:
+    """Means over all images of the terms [2, b] of their batches; here the device is waited for."""
+    total = torch.cat(terms, 1).cpu().double().sum(1)
+    if _rank_and_processes()[1] > 1:
+        dist.all_reduce(total)
+    reconstruction, kl = (total / count).tolist()
+    return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+
+
+def _rank_and_processes() -> tuple[int, int]:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _save_checkpoint(run: _Run, path: str | os.PathLike) -> None:
+    about = {
+        "run": _identity(run),
+        "epochs": run.history.recipe.epochs,
+        "rows": run.history.rows,
+    }
+    adam = run.adam.state[run.gradient.weights]
+    own = {"weights": run.gradient.weights, "generator": run.generator.get_state()}
+    write_tensors(path, "checkpoint", about, {**own, **adam})
+
+
+def _resume(run: _Run, path: str | os.PathLike, resume: bool) -> None:
+    """Go on where the checkpoint stands, if there is one; refuse that of another run."""
+    remove_unfinished(path)
+    if not Path(path).exists():
+        return
+    if not resume:
+        raise FileExistsError(f"checkpoint {path} is there already: resume it or remove it")
+    weights = run.gradient.weights
+    with reading_tensors(path, "checkpoint") as (about, tensors):
+        theirs, rows = dict(about["run"]), [_row(*pair) for pair in enumerate(about["rows"], 1)]
+        for name in ("weights", "exp_avg", "exp_avg_sq"):
+            if tensors[name].shape != weights.shape and theirs == _identity(run):
+                raise ValueError(f"{name} of shape {tuple(tensors[name].shape)}")
+        torch.Generator(run.generator.device).set_state(tensors["generator"])
+        step = tensors["step"].reshape(())
+    for name, ours in _identity(run).items():
+        if theirs.get(name) != ours:
+            raise ValueError(
+                f"checkpoint {path} belongs to another run: its {name} is {theirs.get(name)!r}, "
+                f"expected {ours!r}"
+            )
+    if len(rows) > run.history.recipe.epochs:
+        raise ValueError(
+            f"epochs must be at least {len(rows)}, which checkpoint {path} has behind it, "
+            f"found {run.history.recipe.epochs}"
+        )
+    with torch.no_grad():
+        weights.copy_(tensors["weights"])
+    run.generator.set_state(tensors["generator"])
+    moments = {name: tensors[name].to(weights.device) for name in ("exp_avg", "exp_avg_sq")}
+    run.adam.state[weights] = {"step": step.to(weights.device), **moments}
+    run.history.rows, run.history.resumed = rows, len(rows)
+
+
+def _identity(run: _Run) -> dict:
+    """What must be equal for one run to be the continuation of another."""
+    recipe = asdict(run.history.recipe)
+    del recipe["epochs"]
+    return {**recipe, **_sizes(run.model), "dtype": str(run.gradient.weights.dtype), "data": run.data}
+
+
+def _row(epoch: int, row: dict) -> dict:
+    """A row of the history, rebuilt; a KeyError or TypeError if it is none."""
+    terms = ("elbo", "reconstruction", "kl")
+    splits = {s: {term: float(row[s][term]) for term in terms} for s in ("train", "test")}
+    return {"epoch": epoch, "seconds": float(row["seconds"]), **splits}
+
+
+def fingerprint(data: ImageData) -> str:
+    """A digest of all images: two data sets that agree in it are the same."""
+    digest = hashlib.blake2b(digest_size=10)
+    for images in (data.train, data.test):
+        digest.update(str(tuple(images.shape)).encode())
+        digest.update(images.cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def save_model(path: str | os.PathLike, model: VAE, history: History) -> None:
@@ -129,10 +284,8 @@ def save_model(path: str | os.PathLike, model: VAE, history: History) -> None:
     The wall-clock seconds stay out, so that equal runs give equal bytes.
     """
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in history.rows]
-    sizes = {name: getattr(model, name) for name in ("data_dim", "hidden_dim", "latent_dim")}
-    about = {"format": FILE_FORMAT, "sizes": sizes, "recipe": asdict(history.recipe), "rows": rows}
-    weights = {name: w.detach().cpu().contiguous() for name, w in model.state_dict().items()}
-    write_atomically(path, safetensors.torch.save(weights, {"vaelib": json.dumps(about)}))
+    about = {"sizes": _sizes(model), "recipe": asdict(history.recipe), "rows": rows}
+    write_tensors(path, "model", about, model.state_dict())
 
 
 def load_model(path: str | os.PathLike) -> tuple[VAE, History]:
@@ -141,36 +294,11 @@ def load_model(path: str | os.PathLike) -> tuple[VAE, History]:
     Raises a FileNotFoundError where there is no file, and a ValueError that names the file where it
     is truncated, foreign, or does not fit its own description.
     """
-    path = Path(path)
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["vaelib"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}
-        if about["format"] != FILE_FORMAT:
-            raise ValueError(f"format {about['format']!r}, expected {FILE_FORMAT!r}")
-        with torch.random.fork_rng(devices=[]):
-            model = VAE(**about["sizes"])
+    with reading_tensors(path, "model") as (about, weights):
+        model = seeded_vae(**about["sizes"])
         model.load_state_dict(weights)
         history = History(Recipe(**about["recipe"]), about["rows"])
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no model file at {path}") from None
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is not a model file of vaelib: {reason}") from error
     return model.eval(), history
-
-
-def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file whole or not at all: into a temporary neighbour, then moved into place."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def seeded_vae(seed: int = 0, **sizes: int) -> VAE:
@@ -180,60 +308,8 @@ def seeded_vae(seed: int = 0, **sizes: int) -> VAE:
         return VAE(**sizes)
 
 
-def trained_vae(latent_dim: int = 20, data: ImageData | None = None) -> tuple[VAE, History]:
-    """The model that the chapters share: 784-500-``latent_dim``, trained once and then cached.
-
-    ``data`` defaults to ``load_images()``. The file in the user's cache folder is keyed on recipe,
-    data, torch's version and the code that training runs through, and is read again by whoever
-    asks for the same; two processes that ask at once train once. A damaged file is trained anew.
-    """
-    data = load_images() if data is None else data
-    recipe = Recipe(epochs=shared_epochs(data, latent_dim))
-    key = _cache_key(recipe, data, latent_dim)
-    path = Path(platformdirs.user_cache_dir("vaelib")) / "models" / f"{key}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_suffix(".lock")):
-        try:
-            return load_model(path)
-        except (FileNotFoundError, ValueError):
-            model = seeded_vae(recipe.seed, data_dim=data.train.shape[1], latent_dim=latent_dim)
-            save_model(path, model, fit(model, data, **asdict(recipe)))
-            return load_model(path)
-
-
-def shared_epochs(data: ImageData, latent_dim: int) -> int:
-    """Passes over the data: 20, or 10 for two latent dimensions, which have less to learn.
-
-    On few images more passes, but fewer steps.
-    """
-    if len(data.train) <= 10_000:
-        return 60
-    return 20 if latent_dim > 2 else 10
-
-
-def _cache_key(recipe: Recipe, data: ImageData, latent_dim: int) -> str:
-    code = [
-        ast.dump(_without_docstrings((Path(__file__).parent / f"{name}.py").read_text()))
-        for name in ("gaussian", "bernoulli", "model", "bounds", "data", "training")
-    ]
-    parts = [repr(recipe), str(latent_dim), torch.__version__, *code]
-    digest = hashlib.blake2b("\n".join(parts).encode(), digest_size=10)
-    for images in (data.train, data.test):
-        digest.update(images.numpy())
-    return digest.hexdigest()
-
-
-def _without_docstrings(source: str) -> ast.Module:
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
-            node.body = node.body[1:]
-    return tree
-
-
-def _terms(mean: Tensor) -> dict[str, float]:
-    reconstruction, kl = mean.tolist()
-    return {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+def _sizes(model: VAE) -> dict[str, int]:
+    return {name: getattr(model, name) for name in ("data_dim", "hidden_dim", "latent_dim")}
 
 
 def _check_recipe(recipe: Recipe) -> None:
