@@ -101,6 +101,6 @@ def test_compile_hands_the_arithmetic_to_torch_compile(model, generator, monkeyp
         return lambda *arguments: (calls.append(len(arguments[0])), function(*arguments))[1]
 
     monkeypatch.setattr(torch, "compile", compile)
-    gradient = BoundGradient(model, compile=True)
+    gradient = BoundGradient(model, compiled=True)
     gradient(*draw(5, generator), 1.0)
     assert calls == [5] and gradient.weights.grad.any()

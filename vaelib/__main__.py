@@ -179,7 +179,7 @@ def run_train(args: argparse.Namespace) -> None:
                 seed=args.seed,
                 checkpoint=args.checkpoint,
                 resume=args.resume,
-                compile=args.compile,
+                compiled=args.compile,
                 on_epoch=report,
             )
         if first and history.resumed == args.epochs:

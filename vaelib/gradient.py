@@ -26,11 +26,11 @@ class BoundGradient:
     """The terms of the bound and their gradient, over one vector that holds all weights of a VAE.
 
     ``weights`` is that vector, and ``weights.grad`` its gradient. The model's own weights become
-    views of it, and so follow each step of an optimizer, until :meth:`release`. ``compile`` hands the
+    views of it, and so follow each step of an optimizer, until :meth:`release`. ``compiled`` hands the
     arithmetic to torch.compile. Kingma and Welling (2014), appendices B and C.
     """
 
-    def __init__(self, model: VAE, *, compile: bool = False):
+    def __init__(self, model: VAE, *, compiled: bool = False):
         self.model = model
         own = [weight.detach() for weight in model.parameters()]
         self.weights = nn.Parameter(torch.cat([weight.flatten() for weight in own]))
@@ -42,7 +42,7 @@ class BoundGradient:
         )
         for weight, view in zip(model.parameters(), self._views, strict=True):
             weight.data = view
-        self._step = torch.compile(terms_and_gradient) if compile else terms_and_gradient
+        self._step = torch.compile(terms_and_gradient) if compiled else terms_and_gradient
 
     def __call__(
         self, x: Float[Tensor, "batch data"], eps: Float[Tensor, "batch latent"], scale: float

@@ -67,7 +67,7 @@ def fit(
     seed: int = 0,
     checkpoint: str | os.PathLike | None = None,
     resume: bool = False,
-    compile: bool = False,
+    compiled: bool = False,
     on_epoch: Callable[[dict], None] | None = None,
 ) -> History:
     """Maximise the ELBO of ``data.train`` with Adam, one sample of z per image and step.
@@ -80,7 +80,7 @@ def fit(
 
     After each epoch ``checkpoint`` is replaced by all that a later call needs to go on, with
     ``resume=True``, to the same last bit; without such a file that call starts afresh. ``on_epoch``
-    is called with each row of the history, first with those that a checkpoint holds. ``compile``
+    is called with each row of the history, first with those that a checkpoint holds. ``compiled``
     hands the step to torch.compile. Nothing else is written; a progress bar shows in a terminal.
 
     In a process group of torch.distributed, each process takes its share of every batch, and the
@@ -97,7 +97,7 @@ def fit(
     device = next(model.parameters()).device
     train, test = data.train.to(device), data.test.to(device)
     _inputs(model, train[:1], "threshold", None)  # images that do not fit are named before the start
-    gradient = BoundGradient(model, compile=compile)
+    gradient = BoundGradient(model, compiled=compiled)
     run = _Run(
         model=model,
         gradient=gradient,
