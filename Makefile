@@ -1,5 +1,7 @@
 # make book: the HTML book in _build/html.  make test: package, book and notebooks.
 # make check-book: every page of the built book in Chromium, with the network closed.
+# make check-binder: every chapter in Binder's environment. BINDER_TORCH=torch==2.13.0, say, takes
+# PyTorch from pip's own index, where the one that .binder names is out of reach.
 # make notebooks: the .ipynb pairs anew.  make clean: all but the environment.
 # make bench: the training loop against its peers, five minutes; writes benchmarks/results/.
 # Each of them installs .venv first, once, and again when a file that lists versions changes.
@@ -12,7 +14,7 @@ ifneq ($(VAELIB_DATA),)
 export VAELIB_DATA := $(abspath $(VAELIB_DATA))
 endif
 
-.PHONY: book test check-book notebooks models bench install clean
+.PHONY: book test check-book check-binder notebooks models bench install clean
 .DEFAULT_GOAL := book
 
 book: models
@@ -25,6 +27,9 @@ test: models
 
 check-book: $(INSTALLED)
 	$(BIN)/pytest tests/browser -n 2
+
+check-binder: $(INSTALLED)
+	$(BIN)/python tests/binder/simulate.py $(if $(BINDER_TORCH),--torch $(BINDER_TORCH))
 
 notebooks: models
 	$(BIN)/python _ext/pair_notebooks.py
