@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.resumable import Run, binary_batches, choose_device, machine, put_row
+from benchmarks.resumable import Run, binary_batches, machine, put_row
 from vaelib import (
     ImageData,
     bernoulli_log_prob,
@@ -39,6 +39,7 @@ from vaelib import (
     load_images,
     log_likelihood,
 )
+from vaelib.__main__ import choose_device
 from vaelib.gaussian import gaussian_log_prob
 
 RESULT = Path(__file__).parent / "results" / "iwae_table.json"

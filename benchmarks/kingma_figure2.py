@@ -23,8 +23,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.resumable import Run, binary_batches, choose_device, machine, put_row
+from benchmarks.resumable import Run, binary_batches, machine, put_row
 from vaelib import VAE, ImageData, binarize, elbo, load_images
+from vaelib.__main__ import choose_device
 
 RESULT = Path(__file__).parent / "results" / "kingma_figure2.json"
 STEP_SIZES = (0.01, 0.02, 0.1)

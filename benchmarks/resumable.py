@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.vae_gradients import cpu_name
 from vaelib import binarize
-from vaelib.training import write_atomically
+from vaelib.files import write_atomically
 
 
 @dataclass
@@ -107,13 +107,6 @@ def machine(device: torch.device) -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the accelerator where there is one, else the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def put_row(path: Path, row: dict, keys: tuple[str, ...]) -> None:
