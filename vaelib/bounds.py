@@ -13,7 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vaelib.checks import check_choice, check_data, check_floating, check_positive_int
+from vaelib.checks import (
+    check_choice,
+    check_data,
+    check_finite,
+    check_floating,
+    check_positive_int,
+)
 from vaelib.gaussian import gaussian_log_prob, kl_standard_normal, reparametrize
 
 
@@ -75,7 +81,7 @@ def elbo(
     reconstruction = model.log_likelihood(x, z).mean(0)
     if kl == "analytic":
         return ELBO(reconstruction, kl_standard_normal(mu, log_var))
-    sampled = gaussian_log_prob(z, mu, log_var) - model.log_prior(z)
+    sampled = _log_ratio(gaussian_log_prob(z, mu, log_var), model.log_prior(z))
     return ELBO(reconstruction, sampled.mean(0))
 
 
@@ -167,7 +173,17 @@ def _keep_freed_memory() -> None:
 
 def _log_weights(model, x: Tensor, mu: Tensor, log_var: Tensor, z: Tensor) -> Tensor:
     log_joint = model.log_likelihood(x, z) + model.log_prior(z)
-    return log_joint - gaussian_log_prob(z, mu, log_var)
+    return _log_ratio(log_joint, gaussian_log_prob(z, mu, log_var))
+
+
+def _log_ratio(log_p: Tensor, log_q: Tensor) -> Tensor:
+    ratio = log_p - log_q
+    if ratio.isnan().any():
+        raise ValueError(
+            f"mu, log_var and eps must keep the log densities within {ratio.dtype}, "
+            "found both infinite"
+        )
+    return ratio
 
 
 def _encode_and_sample(model, x, num_samples, eps, generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -182,4 +198,6 @@ def _encode_and_sample(model, x, num_samples, eps, generator) -> tuple[Tensor, T
         raise ValueError(
             f"eps must have shape [K, {mu.shape[0]}, {mu.shape[1]}], found {tuple(eps.shape)}"
         )
-    return mu, log_var, reparametrize(mu, log_var, eps)
+    z = reparametrize(mu, log_var, eps)
+    check_finite(**{"mu + exp(log_var / 2) * eps": z})
+    return mu, log_var, z

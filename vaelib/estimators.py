@@ -433,7 +433,9 @@ def gumbel_softmax(
     _check_categorical(logits, gumbel=gumbel)
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a positive finite number, found {temperature}")
-    relaxed = ((logits + gumbel) / temperature).softmax(-1)
+    scaled = (logits + gumbel) / temperature
+    check_finite(**{"(logits + gumbel) / temperature": scaled})
+    relaxed = scaled.softmax(-1)
     _, gradient = _evaluate_with_gradient(f, relaxed)
     return _through_softmax(gradient, relaxed) / temperature
 
@@ -474,6 +476,8 @@ def _draw(mu: Tensor, log_var: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     total = z.sum() + log_var.sum()
     if not math.isfinite(total.item()):  # one cheap pass; now look for the culprit
         check_finite(mu=mu, log_var=log_var, eps=eps)
+        check_finite(**{"mu + exp(log_var / 2) * eps": z})
+    check_finite(**{"exp(-log_var / 2)": 1 / std})
     return z, std
 
 
@@ -508,6 +512,7 @@ def _evaluate(f: Cost, z: Tensor, shape: tuple | None = None, name: str = "f") -
     if found != expected:
         raise ValueError(f"{name} must return a tensor of shape {expected}, found {found}")
     check_floating(**{f"{name}(z)": values})
+    check_finite(**{f"{name}(z)": values})
     return values
 
 

@@ -56,7 +56,7 @@ def gaussian_log_prob(
     tensor(-1.8379)
     """
     check_vectors(z=z, mu=mu, log_var=log_var)
-    standardized = (z - mu) * torch.exp(-log_var / 2)
+    standardized = (z - mu) * _inverse_std(log_var)
     return -0.5 * (LOG_2PI + log_var + standardized**2).sum(-1)
 
 
@@ -78,7 +78,7 @@ def gaussian_score(
     (tensor([2.]), tensor([1.5000]))
     """
     check_vectors(z=z, mu=mu, log_var=log_var)
-    inverse_std = torch.exp(-log_var / 2)
+    inverse_std = _inverse_std(log_var)
     standardized = (z - mu) * inverse_std
     return standardized * inverse_std, (standardized**2 - 1) / 2
 
@@ -121,7 +121,7 @@ def kl_diagonal(
     tensor(0.5000)
     """
     check_vectors(mu_q=mu_q, log_var_q=log_var_q, mu_p=mu_p, log_var_p=log_var_p)
-    shift = (mu_q - mu_p) * torch.exp(-log_var_p / 2)
+    shift = (mu_q - mu_p) * _inverse_std(log_var_p)
     return 0.5 * (shift**2 + _exp_minus_tangent(log_var_q - log_var_p)).sum(-1)
 
 
@@ -174,6 +174,11 @@ def kl_full(
     difference = torch.where(close[..., None, None], difference, torch.zeros_like(difference))
     near = _exp_minus_tangent(torch.linalg.eigvalsh(difference).log1p()).sum(-1)
     return 0.5 * (shift.square().sum((-2, -1)) + torch.where(close, near, far)).to(dtype)
+
+
+def _inverse_std(log_var: Tensor) -> Tensor:
+    """1 / sigma, and the largest number where that overflows: times a distance of 0 it is 0."""
+    return torch.exp(-log_var / 2).clamp(max=torch.finfo(log_var.dtype).max)
 
 
 def checked_cholesky(name: str, matrix: Float[Tensor, "*batch n n"]) -> Float[Tensor, "*batch n n"]:

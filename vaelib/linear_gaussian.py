@@ -107,6 +107,7 @@ class LinearGaussianModel:
         """log p(x | z) in nats: x [B, D] broadcasts against z [K, B, L] to [K, B]."""
         self._check(x=x, z=z)
         mean = z @ self.weight.mT + self.bias
+        check_finite(**{"weight @ z + bias, or weight @ mu + bias,": mean})
         return gaussian_log_prob(x, mean, self.noise_var.log().expand_as(self.bias))
 
     def elbo(
@@ -146,7 +147,9 @@ class LinearGaussianModel:
         return tuple(torch.broadcast_tensors(grad_mu, grad_log_var))
 
     def _posterior_mean(self, x: Tensor) -> Tensor:
-        return (x - self.bias) @ self.weight @ self.posterior_cov / self.noise_var
+        mean = (x - self.bias) @ self.weight @ self.posterior_cov / self.noise_var
+        check_finite(**{"the posterior mean, of x and bias,": mean})
+        return mean
 
     def _check(self, **vectors: Tensor) -> None:
         """Check vectors of this model by name: x [*, D], any other [*, L]; leading axes broadcast."""
