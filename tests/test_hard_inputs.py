@@ -361,7 +361,7 @@ NOT_IMAGES = {
         "batch_size": NO_SIZE,
         "learning_rate": (0.0, -1.0, math.nan, math.inf),
         "binarization": ("grey", "", None, 127),
-        "seed": (-1, 0.5, None, "0"),
+        "seed": (-1, 0.5, None, "0", 2**64),
     },
 }
 other_cases = [
@@ -388,19 +388,19 @@ def test_the_good_arguments_beside_the_bad_ones_are_accepted(name):
 
 COMMANDS = {  # command and option: values that it must refuse
     "train --epochs": ("0", "-1", "1e3", "many", ""),
-    "train --hidden": ("0", "-5", "1.5"),
-    "train --latent": ("0", "-5", "two"),
+    "train --hidden": ("0", "-5", "1.5", "9" * 30),
+    "train --latent": ("0", "-5", "two", "9" * 30),
     "train --batch-size": ("0", "-1", "all"),
     "train --learning-rate": ("0", "-1", "nan", "inf", "fast"),
-    "train --seed": ("-1", "0.5", "x"),
+    "train --seed": ("-1", "0.5", "x", "9" * 30),
     "train --binarization": ("grey", ""),
     "train --data": ("cifar", ""),
     "evaluate --num-samples": ("0", "-1", "1.5"),
     "evaluate --images": ("0", "-1", "all"),
-    "evaluate --model": ("nothing-here", "broken"),
+    "evaluate --model": ("nothing-here", ".", "broken"),
     "sample --count": ("0", "-1", "2.5"),
-    "sample --model": ("nothing-here", "broken"),
-    "sample --output": ("no-folder/x.png",),
+    "sample --model": ("nothing-here", ".", "broken"),
+    "sample --output": ("no-folder/x.png", "."),
 }
 DEFAULTS = {
     "train": "--data digits --epochs 1 --hidden 2 --latent 1",

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ import torch.distributed as dist
 
 from vaelib.bounds import log_likelihood
 from vaelib.data import binarize, load_images
+from vaelib.files import naming
 from vaelib.shared import trained_vae
 from vaelib.training import fit, load_model, mean_elbo, save_model, seeded_vae
 
@@ -33,19 +35,19 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive_int(text: str) -> int:
-    """An integer of at least one."""
+    """An integer from one to a billion."""
     with contextlib.suppress(ValueError):
-        if int(text) >= 1:
+        if 1 <= int(text) <= 10**9:
             return int(text)
-    raise argparse.ArgumentTypeError(f"expected an integer of at least 1, found {text!r}")
+    raise argparse.ArgumentTypeError(f"expected an integer from 1 to 10^9, found {text!r}")
 
 
-def natural_int(text: str) -> int:
-    """An integer of at least zero."""
+def seed_int(text: str) -> int:
+    """An integer that a generator takes as its seed."""
     with contextlib.suppress(ValueError):
-        if int(text) >= 0:
+        if 0 <= int(text) < 2**63:
             return int(text)
-    raise argparse.ArgumentTypeError(f"expected an integer of at least 0, found {text!r}")
+    raise argparse.ArgumentTypeError(f"expected an integer from 0 to 2^63 - 1, found {text!r}")
 
 
 def positive_float(text: str) -> float:
@@ -82,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--latent", type=positive_int, default=20, help="dimension of z")
     train.add_argument("--batch-size", type=positive_int, default=128, help="images a step")
     train.add_argument("--learning-rate", type=positive_float, default=1e-3, help="of Adam")
-    train.add_argument("--seed", type=natural_int, default=0, help="fixes weights, order and noise")
+    train.add_argument("--seed", type=seed_int, default=0, help="fixes weights, order and noise")
     train.add_argument(
         "--device", default="auto", help="cpu, cuda or mps; auto takes cuda, else mps, else cpu"
     )
@@ -107,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--images", type=positive_int, default=1000, help="test images for log p(x)"
     )
-    evaluate.add_argument("--seed", type=natural_int, default=0, help="fixes the noise")
+    evaluate.add_argument("--seed", type=seed_int, default=0, help="fixes the noise")
 
     sample = command("sample", run_sample, "write a grid of sampled images as PNG")
     sample.add_argument("--model", type=Path, required=True, help="a file that train saved")
@@ -116,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "--means", action="store_true", help="show the decoder's means in place of binary samples"
     )
-    sample.add_argument("--seed", type=natural_int, default=0, help="fixes the noise")
+    sample.add_argument("--seed", type=seed_int, default=0, help="fixes the noise")
 
     command("prepare", run_prepare, "load the data and train the models that the chapters share")
     return parser
@@ -146,6 +148,8 @@ def run_train(args: argparse.Namespace) -> None:
         path = getattr(args, option)
         if path and not path.absolute().parent.is_dir():
             raise FileNotFoundError(f"--{option}: there is no folder {path.absolute().parent}")
+        if path and path.is_dir():
+            raise IsADirectoryError(f"--{option}: {path} is a folder, expected a file")
     with process_group(choose_device(args.device)) as (device, first):
         data = load_images(args.data, args.root)
         if first:
@@ -161,8 +165,10 @@ def run_train(args: argparse.Namespace) -> None:
 
             def report(row: dict) -> None:
                 nonlocal metrics
-                if args.metrics:
-                    metrics = metrics or stack.enter_context(args.metrics.open("w"))
+                if args.metrics and metrics is None:
+                    stack.enter_context(naming(args.metrics))
+                    metrics = stack.enter_context(args.metrics.open("w"))
+                if metrics:
                     print(json.dumps(row), file=metrics, flush=True)
                 print(
                     f"epoch {row['epoch']:3d}  {row['seconds']:5.1f} s  "
@@ -256,7 +262,12 @@ def run_sample(args: argparse.Namespace) -> None:
     if not args.means:
         images = torch.bernoulli(images, generator=generator)
     columns = max(1, round(args.count**0.5))
-    save_image(1 - images.reshape(-1, 1, 28, 28), args.output, nrow=columns, pad_value=1)
+    picture = io.BytesIO()
+    save_image(
+        1 - images.reshape(-1, 1, 28, 28), picture, format="png", nrow=columns, pad_value=1
+    )
+    with naming(args.output):
+        args.output.write_bytes(picture.getbuffer())
 
 
 def run_prepare(args: argparse.Namespace) -> None:

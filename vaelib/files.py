@@ -38,25 +38,40 @@ def reading_tensors(
         yield about, tensors
     except FileNotFoundError:
         raise FileNotFoundError(f"no {kind} file at {path}") from None
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error}") from error
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is not a {kind} file of vaelib: {reason}") from error
 
 
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file whole or not at all: into a temporary neighbour, then moved into place."""
+    """Write a file whole or not at all: into a temporary neighbour, then moved into place.
+
+    Raises an OSError that names the file, which a full disk's own does not.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Raise an OSError of the body as one that names the path."""
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
 def remove_unfinished(path: str | os.PathLike) -> None:

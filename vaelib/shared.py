@@ -1,7 +1,9 @@
 """The trained models that the chapters share: trained once, then read from a cache."""
 
 import ast
+import contextlib
 import hashlib
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,20 +34,31 @@ def trained_vae(latent_dim: int = 20, data: ImageData | None = None) -> tuple[VA
     ``data`` defaults to ``load_images()``. The file in the user's cache folder is keyed on recipe,
     data, torch's version and the code that training runs through, and is read again by whoever
     asks for the same; two processes that ask at once train once. A damaged file is trained anew.
+    Where the folder cannot be written, what it holds is read, and what it lacks is trained for this
+    call alone, with a UserWarning.
     """
     data = load_images() if data is None else data
     recipe = Recipe(epochs=shared_epochs(data, latent_dim))
     key = _cache_key(recipe, data, latent_dim)
     path = Path(platformdirs.user_cache_dir("vaelib")) / "models" / f"{key}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(path.with_suffix(".lock")):
-        try:
-            return load_model(path)
-        except (FileNotFoundError, ValueError):
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # where nothing can be written, there may be a file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(filelock.FileLock(path.with_suffix(".lock")))
             remove_unfinished(path)
-            model = seeded_vae(recipe.seed, data_dim=data.train.shape[1], latent_dim=latent_dim)
-            save_model(path, model, fit(model, data, **asdict(recipe)))
+        with contextlib.suppress(OSError, ValueError):
             return load_model(path)
+        model = seeded_vae(recipe.seed, data_dim=data.train.shape[1], latent_dim=latent_dim)
+        history = fit(model, data, **asdict(recipe))
+        try:
+            save_model(path, model, history)
+            return load_model(path)
+        except OSError as error:
+            warnings.warn(
+                f"the trained model is not kept, and each call trains it anew ({error})",
+                stacklevel=2,
+            )
+            return model.eval(), history
 
 
 def shared_epochs(data: ImageData, latent_dim: int) -> int:

@@ -319,5 +319,5 @@ def _check_recipe(recipe: Recipe) -> None:
             f"learning_rate must be a positive number, found {recipe.learning_rate!r}"
         )
     check_choice("binarization", recipe.binarization, ("threshold", "stochastic"))
-    if not isinstance(recipe.seed, int) or recipe.seed < 0:
-        raise ValueError(f"seed must be an integer of at least 0, found {recipe.seed!r}")
+    if not isinstance(recipe.seed, int) or not 0 <= recipe.seed < 2**63:
+        raise ValueError(f"seed must be an integer from 0 to 2^63 - 1, found {recipe.seed!r}")
