@@ -3,12 +3,15 @@
 # make check-binder: every chapter in Binder's environment. BINDER_TORCH=torch==2.13.0, say, takes
 # PyTorch from pip's own index, where the one that .binder names is out of reach.
 # make notebooks: the .ipynb pairs anew.  make clean: all but the environment.
+# make test-slow: faults that take a minute.  make test-repeat: 20 random orders, an hour.
+# make test-oldest: the oldest torch that the package supports.  make audit: known weaknesses.
 # make bench: the training loop against its peers, five minutes; writes benchmarks/results/.
 # Each of them installs .venv first, once, and again when a file that lists versions changes.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/installed
+OLDEST := _build/oldest
 # The chapters run in a folder of their own: a relative path must not mean another one there.
 ifneq ($(VAELIB_DATA),)
 export VAELIB_DATA := $(abspath $(VAELIB_DATA))
@@ -24,6 +27,32 @@ book: models
 test: models
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 	OMP_NUM_THREADS=1 $(BIN)/pytest --nbval chapters -n 2 --dist loadfile
+
+test-slow: models
+	$(BIN)/pytest -m slow
+
+# Twenty orders of the tests, three runs of the notebooks, over 1, 2 and 4 threads.
+test-repeat: models
+	for seed in $$(seq 20); do OMP_NUM_THREADS=$$((1 << seed % 3)) \
+	    $(BIN)/pytest -n 2 --random-order --random-order-seed=$$seed || exit 1; done
+	for threads in 1 2 4; do OMP_NUM_THREADS=$$threads \
+	    $(BIN)/pytest --nbval chapters -n 2 --dist loadfile || exit 1; done
+
+# The package's tests and the chapters' (not the notebooks) with the first torch of the range.
+test-oldest: $(OLDEST)/installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/pytest -n 2
+
+$(OLDEST)/installed: requirements.txt constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -r requirements.txt \
+	    -c constraints-oldest.txt
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+audit:
+	test -x _build/audit/bin/python || $(PYTHON) -m venv _build/audit
+	_build/audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	_build/audit/bin/python .ci/audit.py constraints.txt
 
 check-book: $(INSTALLED)
 	$(BIN)/pytest tests/browser -n 2

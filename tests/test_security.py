@@ -1,17 +1,19 @@
 """No pickle, no shell, no code made from text, no address but the mirrors', read from the sources.
 
-The rules hold for vaelib, _ext, benchmarks and the code cells of the chapters. A name is followed
+The rules hold for vaelib, _ext, benchmarks, .ci and the code cells of the chapters. A name is followed
 through the imports of its file: ``from pickle import loads as read`` hides nothing.
 """
 
 import ast
+import runpy
 from pathlib import Path
 
 import jupytext
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = [f for d in ("vaelib", "_ext", "benchmarks") for f in sorted((ROOT / d).glob("*.py"))]
+FOLDERS = ("vaelib", "_ext", "benchmarks", ".ci")
+SOURCES = [file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.py"))]
 CHAPTERS = [p for p in sorted((ROOT / "chapters").glob("*.md")) if "{code-cell}" in p.read_text()]
 
 NEVER_IMPORTED = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"}
@@ -187,3 +189,23 @@ def test_the_check_lets_the_harmless_pass(source):
 )
 def test_the_check_finds_what_asks_the_network(source):
     assert network_calls(source)
+
+
+SOUND = {"name": "sound", "version": "1.0", "vulns": []}
+WEAK = {"name": "weak", "version": "1.0", "vulns": [{"id": "PYSEC-1", "fix_versions": ["1.1"]}]}
+UNKNOWN = {"name": "unknown", "skip_reason": "not found"}
+
+
+@pytest.mark.parametrize(
+    "packages, status, said",
+    [
+        ([SOUND, SOUND], 0, "2 packages audited, 0 weaknesses"),
+        ([SOUND, WEAK], 1, "weak 1.0: PYSEC-1, mended in 1.1"),
+        ([SOUND, UNKNOWN], 2, "out of reach"),
+        ([WEAK, UNKNOWN], 2, "PYSEC-1"),
+    ],
+)
+def test_an_audit_that_could_not_ask_is_no_clean_bill(packages, status, said):
+    verdict = runpy.run_path(str(ROOT / ".ci" / "audit.py"))["verdict"]
+    found, lines = verdict({"dependencies": packages})
+    assert found == status and said in "\n".join(lines)
