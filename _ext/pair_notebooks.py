@@ -3,7 +3,8 @@
 
 The Markdown is the source of truth; the notebook is what Jupyter, Binder and nbval open. It keeps
 the text outputs and nothing that differs between two runs, so that a second run gives the same
-bytes. Pages without code need no pair.
+bytes. Pages without code need no pair. Where _config.yml names the repository's address, a hidden
+first cell fetches the book and installs vaelib if they are missing, as they are on Colab.
 
     python _ext/pair_notebooks.py                    execute and write every chapter
     python _ext/pair_notebooks.py chapters/elbo.md   only this one
@@ -17,10 +18,13 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import yaml
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-CHAPTERS = Path(__file__).resolve().parents[1] / "chapters"
+BOOK = Path(__file__).resolve().parents[1]
+CHAPTERS = BOOK / "chapters"
+CONFIG = BOOK / "_config.yml"
 KEPT = ("text/plain", "text/markdown", "text/latex")
 METADATA = {
     "jupytext": {"formats": "md:myst,ipynb"},
@@ -31,6 +35,24 @@ METADATA = {
     },
     "language_info": {"name": "python"},
 }
+HIDDEN = {"cellView": "form", "jupyter": {"source_hidden": True}}  # in Colab, in JupyterLab
+SETUP = """\
+#@title Fetch the book and install vaelib, where they are missing
+import importlib.util
+import os
+import subprocess
+import sys
+
+if importlib.util.find_spec("vaelib") is None:
+    if not os.path.isdir("vae-book"):
+        subprocess.run(["git", "clone", "--quiet", "--depth=1", "--branch",
+                        {branch!r}, {address!r},
+                        "vae-book"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet",
+                    "./vae-book[chapters]"], check=True)
+    importlib.invalidate_caches()
+if os.path.isdir("vae-book"):
+    os.chdir("vae-book/chapters")  # chapters read files beside them"""
 
 
 def read_chapter(page: Path) -> nbformat.NotebookNode:
@@ -38,9 +60,21 @@ def read_chapter(page: Path) -> nbformat.NotebookNode:
     notebook = jupytext.read(page)
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"{page.stem}-{number:03d}"
+    if has_code(notebook):
+        notebook.cells[:0] = setup_cells(page.stem)
     notebook.update(nbformat=4, nbformat_minor=5)
     notebook.metadata = nbformat.from_dict(METADATA)
     return notebook
+
+
+def setup_cells(stem: str) -> list[nbformat.NotebookNode]:
+    """The cell that Colab needs; none while the repository has no address."""
+    repository = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["repository"]
+    if not repository["url"]:
+        return []
+    source = SETUP.format(address=repository["url"], branch=repository["branch"])
+    metadata = nbformat.from_dict(HIDDEN)
+    return [nbformat.v4.new_code_cell(source, id=f"{stem}-setup", metadata=metadata)]
 
 
 def has_code(notebook: nbformat.NotebookNode) -> bool:
