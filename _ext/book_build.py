@@ -76,10 +76,16 @@ def offer_notebook(app, pagename, templatename, context, doctree):
     if not pair.exists():
         app.env.metadata.get(pagename, {}).pop("kernelspec", None)
     else:
+        context["ipynb_source"] = f"{pagename}.ipynb"
+
+
+def copy_notebook(app, pagename, templatename, context, doctree):
+    """Put the pair where the download button looks; the theme leaves a copy of its own there."""
+    pair = Path(app.srcdir) / f"{pagename}.ipynb"
+    if pair.exists():
         copy = Path(app.outdir) / "_sources" / f"{pagename}.ipynb"
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(pair, copy)
-        context["ipynb_source"] = f"{pagename}.ipynb"
 
 
 def drop_thebe(app, pagename, templatename, context, doctree):
@@ -156,6 +162,7 @@ def setup(app):
     app.connect("doctree-read", warn_of_missing_alt)
     app.connect("autodoc-process-docstring", escape_shapes)
     app.connect("html-page-context", offer_notebook, priority=400)
+    app.connect("html-page-context", copy_notebook, priority=600)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("build-finished", copy_mathjax)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
