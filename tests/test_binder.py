@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jupytext
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -61,9 +62,12 @@ def test_binder_installs_the_package_in_the_versions_of_the_book():
     assert not set(lines) & set(lines_of("requirements.txt")), "name a package once"
 
 
-def test_binder_runs_the_python_of_the_book():
+def test_binder_and_the_workflow_run_the_python_of_the_book():
     (runtime,) = lines_of(".binder/runtime.txt")
     assert f"command -v {runtime.replace('-', '')}" in (ROOT / "Makefile").read_text()
+    workflow = yaml.safe_load((ROOT / ".github/workflows/book.yml").read_text())
+    steps = {step.get("uses", "").split("@")[0]: step for step in workflow["jobs"]["build"]["steps"]}
+    assert runtime == f"python-{steps['actions/setup-python']['with']['python-version']}"
 
 
 @pytest.mark.parametrize("script", ["postBuild", "start"])
