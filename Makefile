@@ -1,5 +1,6 @@
 # make book: the HTML book in _build/html.  make test: package, book and notebooks.
 # make check-book: every page of the built book in Chromium, with the network closed.
+# make check-links: the links to other hosts; needs a network.
 # make check-binder: every chapter in Binder's environment. BINDER_TORCH=torch==2.13.0, say, takes
 # PyTorch from pip's own index, where the one that .binder names is out of reach.
 # make notebooks: the .ipynb pairs anew.  make clean: all but the environment.
@@ -17,7 +18,7 @@ ifneq ($(VAELIB_DATA),)
 export VAELIB_DATA := $(abspath $(VAELIB_DATA))
 endif
 
-.PHONY: book test check-book check-binder notebooks models bench install clean
+.PHONY: book test check-book check-links check-binder notebooks models bench install clean
 .DEFAULT_GOAL := book
 
 book: models
@@ -56,6 +57,9 @@ audit:
 
 check-book: $(INSTALLED)
 	$(BIN)/pytest tests/browser -n 2
+
+check-links: models
+	$(BIN)/jupyter-book build . --builder linkcheck
 
 check-binder: $(INSTALLED)
 	$(BIN)/python tests/binder/simulate.py $(if $(BINDER_TORCH),--torch $(BINDER_TORCH))
