@@ -3,6 +3,7 @@
 # make check-links: the links to other hosts; needs a network.
 # make check-binder: every chapter in Binder's environment. BINDER_TORCH=torch==2.13.0, say, takes
 # PyTorch from pip's own index, where the one that .binder names is out of reach.
+# make pdf: the whole book in _build/book.pdf; needs LaTeX (README.md names the packages).
 # make notebooks: the .ipynb pairs anew.  make clean: all but the environment.
 # make test-slow: faults that take a minute.  make test-repeat: 20 random orders, an hour.
 # make test-oldest: the oldest torch that the package supports.  make audit: known weaknesses.
@@ -18,7 +19,7 @@ ifneq ($(VAELIB_DATA),)
 export VAELIB_DATA := $(abspath $(VAELIB_DATA))
 endif
 
-.PHONY: book test check-book check-links check-binder notebooks models bench install clean
+.PHONY: book test check-book check-links check-binder pdf notebooks models bench install clean
 .DEFAULT_GOAL := book
 
 book: models
@@ -63,6 +64,11 @@ check-links: models
 
 check-binder: $(INSTALLED)
 	$(BIN)/python tests/binder/simulate.py $(if $(BINDER_TORCH),--torch $(BINDER_TORCH))
+
+pdf: models
+	$(BIN)/jupyter-book build . -W -n --keep-going --builder latex
+	LATEXOPTS="-interaction=nonstopmode -halt-on-error" $(MAKE) -C _build/latex LATEXMKOPTS=-silent
+	cp _build/latex/book.pdf _build/book.pdf
 
 notebooks: models
 	$(BIN)/python _ext/pair_notebooks.py

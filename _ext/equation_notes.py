@@ -63,6 +63,7 @@ def test_name(name: str) -> nodes.inline:
     inline = nodes.inline("", "", classes=["test-name"])
     for piece in re.split(r"(?<=[/_])|(?<=::)", name):
         inline += [nodes.Text(piece), nodes.raw("", "<wbr>", format="html")]
+        inline += nodes.raw("", r"\allowbreak{}", format="latex")
     return inline
 
 

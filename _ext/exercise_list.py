@@ -12,9 +12,14 @@ from pathlib import Path
 
 from docutils import nodes
 from sphinx import addnodes
+from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
-from sphinx_exercise.nodes import exercise_enumerable_node, exercise_node
+from sphinx_exercise.nodes import (
+    exercise_enumerable_node,
+    exercise_latex_number_reference,
+    exercise_node,
+)
 
 import equations
 
@@ -74,18 +79,8 @@ def depart_level_html(self, node):
     self.body.append("</span>")
 
 
-def visit_level_latex(self, node):
-    full, empty = node["level"], HIGHEST - node["level"]
-    self.body.append(r"\(" + r"\bigstar" * full + r"\star" * empty + r"\)")
-    raise nodes.SkipNode
-
-
-def visit_level_text(self, node):
-    pass
-
-
-def depart_level_text(self, node):
-    pass
+def pass_by(self, node):
+    """Elsewhere the stars are text."""
 
 
 def show_levels(app, doctree):
@@ -130,9 +125,9 @@ class ExerciseList(SphinxDirective):
     def entry(self, exercise):
         place = addnodes.pending_xref(
             "",
-            nodes.inline("", exercise.label, classes=["xref", "std", "std-numref"]),
+            nodes.inline("", exercise.label, classes=["xref", "std", "std-ref"]),
             refdomain="std",
-            reftype="numref",
+            reftype="ref",
             reftarget=exercise.label,
             refdoc=self.env.docname,
             refexplicit=False,
@@ -143,13 +138,35 @@ class ExerciseList(SphinxDirective):
         return nodes.list_item("", line)
 
 
+def number_by_chapter(app):
+    """Jupyter Book numbers exercises by section in LaTeX, and by chapter in HTML."""
+    app.config.numfig_secnum_depth = 1
+
+
+class LinkAcrossPages(SphinxPostTransform):
+    """In LaTeX sphinx-exercise labels an exercise in a way that only its own page refers to."""
+
+    default_priority = 23  # after its own transforms
+    formats = ("latex",)
+
+    def run(self):
+        for link in list(self.document.findall(addnodes.number_reference)):
+            label = link.get("refuri", "").rpartition("#")[2]
+            if label in self.env.sphinx_exercise_registry:
+                link.replace_self(
+                    exercise_latex_number_reference("", "", *link.children, refid=label)
+                )
+
+
 def setup(app):
     app.add_node(
         level_mark,
         html=(visit_level_html, depart_level_html),
-        latex=(visit_level_latex, None),
-        text=(visit_level_text, depart_level_text),
+        latex=(pass_by, pass_by),
+        text=(pass_by, pass_by),
     )
+    app.connect("builder-inited", number_by_chapter, priority=900)
     app.connect("doctree-read", show_levels)
     app.add_directive("exercise-list", ExerciseList)
+    app.add_post_transform(LinkAcrossPages)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

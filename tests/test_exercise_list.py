@@ -102,3 +102,12 @@ def test_an_exercise_without_a_level_fails_the_build(book, wrong):
     page.write_text(page.read_text().replace("(★★) ", wrong))
     assert "exercise ex-one: no level" in build(book)
     assert exercise_list.find_exercises(page)[0].level is None
+
+
+def test_list_leads_to_each_exercise_in_the_pdf_too(book):
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "latex", book, book / "latex"]
+    subprocess.run(command, check=True)
+    (text,) = (file.read_text() for file in (book / "latex").glob("*.tex"))
+    for label in ("ex-one", "ex-two"):
+        assert rf"\label{{exercise:{label}}}" in text
+        assert rf"\hyperref[exercise:{label}]{{Exercise " in text
