@@ -1,6 +1,7 @@
 """The published numbers are rerun as published, and a rerun that was killed loses nothing."""
 
 import dataclasses
+import datetime
 import io
 import json
 import math
@@ -273,3 +274,32 @@ def test_result_file_keeps_one_row_for_each_key(tmp_path):
         resumable.put_row(path, row, keys=("objective", "k"))
     rows = json.loads(path.read_text())["rows"]
     assert [(r["recipe"]["k"], r["recipe"]["passes"]) for r in rows] == [(1, 1), (5, 2)]
+
+
+@pytest.mark.parametrize("module", [iwae_table, kingma_figure2])
+def test_result_file_says_what_was_run_and_where(module):
+    rows = json.loads(module.RESULT.read_text())["rows"]
+    assert rows
+    for row in rows:
+        datetime.date.fromisoformat(row["date"])
+        assert row["machine"] and row["python"] and row["torch"]
+        assert "MNIST: 60,000 training" in row["data"]
+        assert dataclasses.asdict(module.Recipe(**row["recipe"])) == row["recipe"]
+
+
+def test_stored_rows_of_the_table_are_whole():
+    for row in json.loads(iwae_table.RESULT.read_text())["rows"]:
+        passes = [point["passes"] for point in row["curve"]]
+        assert passes == sorted(set(passes)) and passes[-1] <= row["passes"]
+        assert row["passes"] <= row["recipe"]["passes"]
+        assert row["test"]["images"] == row["recipe"]["test_images"]
+        assert 0 < row["test"]["sampling_error"] < row["test"]["standard_error"]
+
+
+def test_stored_curves_of_the_figure_are_whole():
+    rows = json.loads(kingma_figure2.RESULT.read_text())["rows"]
+    assert [row["recipe"]["latent_dim"] for row in rows] == [3, 5, 10, 20, 200]
+    for row in rows:
+        assert row["curve"][-1]["samples"] == row["recipe"]["passes"] * 60_000 == 3_000_000
+        best = max(row["first_passes"], key=lambda trial: trial["train"])
+        assert best["step_size"] == row["step_size"]
