@@ -5,6 +5,7 @@ the download stand in test_data.py, those of checkpoints in test_training.py. Wh
 or a mount of its own is marked slow: ``make test-slow``.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -16,7 +17,6 @@ import struct
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN = "train --data digits --epochs 2 --hidden 16 --latent 2 --batch-size 500".split()
 
 
-@contextmanager
+@contextlib.contextmanager
 def full_disk(room: int = 1000):
     """A limit on the size of files stands in for the full disk: a write fails after its start."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -200,12 +200,21 @@ def test_a_disk_of_one_mebibyte_takes_no_shared_model_and_holds_no_part_of_one(c
 # Processes.
 
 
-def start(*call, **options) -> subprocess.Popen:
-    """Python in a process that may be killed without a trace in this one."""
+@pytest.fixture
+def start():
+    """start(*arguments) -> Python in a process of its own, which ends with the test."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, *map(str, call)], env=environment, text=True, **options
-    )
+    with contextlib.ExitStack() as stack:
+
+        def start(*call, **options) -> subprocess.Popen:
+            process = subprocess.Popen(
+                [sys.executable, *map(str, call)], env=environment, text=True, **options
+            )
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            return process
+
+        yield start
 
 
 def wait_for(happened, process: subprocess.Popen, seconds: float = 120) -> None:
@@ -216,7 +225,9 @@ def wait_for(happened, process: subprocess.Popen, seconds: float = 120) -> None:
         time.sleep(0.01)
 
 
-def test_a_killed_training_leaves_whole_lines_and_no_model_and_the_next_run_works(tmp_path, cache):
+def test_a_killed_training_leaves_whole_lines_and_no_model_and_the_next_run_works(
+    tmp_path, cache, start
+):
     saved, metrics = tmp_path / "model", tmp_path / "metrics.jsonl"
     call = [*TRAIN, "--save", str(saved), "--metrics", str(metrics)]
     forever = [*call, "--epochs", "100000"]
@@ -242,7 +253,7 @@ save_model(sys.argv[1], model, History(Recipe(epochs=1)))
 """
 
 
-def test_a_process_killed_while_it_saves_leaves_the_old_model(tmp_path, model):
+def test_a_process_killed_while_it_saves_leaves_the_old_model(tmp_path, model, start):
     path = tmp_path / "model"
     save_model(path, model, History(Recipe(epochs=1)))
     process = start("-c", KILLED_WHILE_WRITING, path)
@@ -252,7 +263,7 @@ def test_a_process_killed_while_it_saves_leaves_the_old_model(tmp_path, model):
     assert same_weights(load_model(path)[0], model)
 
 
-def test_a_process_killed_while_it_trains_the_shared_model_does_not_block_the_next(cache):
+def test_a_process_killed_while_it_trains_the_shared_model_does_not_block_the_next(cache, start):
     slow = SHARED.replace("import sys", "import sys, time").replace(
         "model, _ =", "torch.optim.Adam.step = lambda *_: time.sleep(600)\nmodel, _ ="
     )
@@ -274,7 +285,7 @@ def write_notebook(path: Path, *cells: str) -> None:
 DIE = "import os\nos.kill(os.getpid(), 9)"
 
 
-def test_nbval_fails_at_once_where_a_kernel_dies(tmp_path):
+def test_nbval_fails_at_once_where_a_kernel_dies(tmp_path, start):
     write_notebook(tmp_path / "dies.ipynb", "1 + 1", DIE, "2 + 2")
     shutil.copy(ROOT / "chapters" / "conftest.py", tmp_path)
     begin = time.monotonic()
@@ -285,7 +296,7 @@ def test_nbval_fails_at_once_where_a_kernel_dies(tmp_path):
     assert time.monotonic() - begin < 60, "CELL_TIMEOUT is 300 s: it must not be waited for"
 
 
-def test_pairing_fails_at_once_where_a_kernel_dies_and_leaves_no_notebook(tmp_path):
+def test_pairing_fails_at_once_where_a_kernel_dies_and_leaves_no_notebook(tmp_path, start):
     header = (ROOT / "chapters" / "elbo.md").read_text().split("---\n")[1]
     page = tmp_path / "page.md"
     page.write_text(f"---\n{header}---\n\n```{{code-cell}} ipython3\n{DIE}\n```\n")
@@ -294,6 +305,64 @@ def test_pairing_fails_at_once_where_a_kernel_dies_and_leaves_no_notebook(tmp_pa
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1 and str(page) in said and "died" in said.lower(), said
     assert files_below(tmp_path) == ["page.md"]
+
+
+@pytest.fixture
+def small_book(tmp_path) -> Path:
+    """The book's settings with one chapter of two cells, in a folder without chapters."""
+    book = tmp_path / "book"
+    book.mkdir()
+    for name in ("_config.yml", "_ext", "_static", "_templates", "references.bib"):
+        (book / name).symlink_to(ROOT / name)
+    header = (ROOT / "chapters" / "elbo.md").read_text("utf-8").split("---\n")[1]
+    (book / "_toc.yml").write_text("format: jb-book\nroot: index\n")
+    (book / "index.md").write_text(f"---\n{header}---\n\n# A title\n")
+    return book
+
+
+def add_cell(book: Path, code: str) -> None:
+    with (book / "index.md").open("a") as page:
+        page.write(f"\n```{{code-cell}} ipython3\n{code}\n```\n")
+
+
+def build(start, book: Path) -> subprocess.Popen:
+    program = Path(sys.executable).with_name("jupyter-book")
+    call = [program, "build", book, "-W", "-n", "--keep-going", "--all"]
+    return start(*call, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@pytest.mark.slow
+def test_a_build_killed_in_a_cell_takes_its_kernel_along_and_the_next_build_works(
+    small_book, tmp_path, cache, start
+):
+    kernel = tmp_path / "kernel"
+    add_cell(
+        small_book,
+        "import os, pathlib, time\n"
+        f"running = pathlib.Path({str(kernel)!r})\n"
+        "if not running.exists():\n"
+        "    running.write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+        "print(6 * 7)",
+    )
+    killed = build(start, small_book)
+    wait_for(lambda: kernel.exists() and kernel.read_text(), killed, seconds=300)
+    killed.kill()
+    killed.wait()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{kernel.read_text()}").exists():
+        assert time.monotonic() < deadline, "the kernel outlives its build"
+        time.sleep(0.1)
+    said, _ = (again := build(start, small_book)).communicate(timeout=300)
+    assert again.returncode == 0, said
+    assert ">42\n" in (small_book / "_build" / "html" / "index.html").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_a_build_whose_kernel_dies_fails_at_once_and_says_so(small_book, cache, start):
+    add_cell(small_book, DIE)
+    said, _ = (failed := build(start, small_book)).communicate(timeout=300)
+    assert failed.returncode != 0 and "kernel" in said.lower() and "died" in said.lower(), said
 
 
 # Files that someone has tampered with.
