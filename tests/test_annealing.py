@@ -25,12 +25,13 @@ def oracle(data_dim: int = 4, latent_dim: int = 2, *, orthogonal: bool = False, 
     return model, z @ weight.mT + math.sqrt(0.5) * noise
 
 
+@pytest.mark.false_alarm(8e-9)
 @pytest.mark.parametrize("start", ["prior", "posterior"])
 @pytest.mark.parametrize("leapfrog_steps, step_size", [(1, 1.0), (3, 0.8)])
 def test_mean_weight_is_the_evidence_for_few_and_coarse_steps(start, leapfrog_steps, step_size):
-    """n = 60,000 chains of 5 temperatures: the mean of w / p(x) is 1 within 5.4 standard errors.
+    """n = 60,000 chains of 5 temperatures: the mean of w / p(x) is 1 within 6 standard errors.
 
-    A false alarm has a probability below 1e-7. One standard error is 1 % and less. Without the
+    A false alarm has a probability of 2e-9 a case. One standard error is 1 % and less. Without the
     accept step, or with weights taken after the move, the mean is 5 to 40 % off.
     """
     model, x = oracle()
@@ -49,7 +50,7 @@ def test_mean_weight_is_the_evidence_for_few_and_coarse_steps(start, leapfrog_st
     weights = (estimate.value - model.log_evidence(x[0])).exp()
     error = weights.std() / math.sqrt(len(rows))
     assert error < 0.01
-    assert (weights.mean() - 1).abs() < 5.4 * error
+    assert (weights.mean() - 1).abs() < 6 * error
     assert 0.3 < estimate.acceptance_rate.mean() < 0.98  # the accept step has something to do
 
 
@@ -81,12 +82,13 @@ def test_every_chain_gives_the_evidence_from_the_exact_posterior(generator):
     assert_close(estimate.value, model.log_evidence(x), rtol=0, atol=1e-10)
 
 
+@pytest.mark.false_alarm(1e-9)
 @pytest.mark.parametrize("data_dim, latent_dim", [(2, 1), (20, 4)])
 def test_many_temperatures_reach_the_exact_evidence_from_the_prior(data_dim, latent_dim, generator):
-    """50 rows, 16 chains each: the errors in units of the reported ones average to 0 within 0.8.
+    """50 rows, 16 chains each: the errors in units of the reported ones average to 0 within 1.
 
-    Their mean has a standard error near 1 / sqrt(50) = 0.14; 0.8 stands at 5.6 of these, less a
-    bias of half the reported error (0.1 and less): a false alarm below 1e-6.
+    Their mean has a standard error near 1 / sqrt(50) = 0.14; 1 stands at 7 of these, less a
+    bias of half the reported error (0.1 and less): a false alarm of 2e-10 in each case.
     """
     model, x = oracle(data_dim, latent_dim, scale=0.4)
     few = annealed_importance_sampling(model, x, num_steps=3, generator=generator)
@@ -94,11 +96,12 @@ def test_many_temperatures_reach_the_exact_evidence_from_the_prior(data_dim, lat
         model, x, num_steps=80, leapfrog_steps=3, generator=generator
     )
     error = many.value - model.log_evidence(x)
-    assert (error / many.standard_error.clamp(min=1e-3)).mean().abs() < 0.8
+    assert (error / many.standard_error.clamp(min=1e-3)).mean().abs() < 1
     assert many.effective_sample_size.mean() > few.effective_sample_size.mean() + 0.5
     assert many.effective_sample_size.mean() > 8
 
 
+@pytest.mark.false_alarm(6e-9)
 def test_annealing_a_vae_agrees_with_quadrature(generator):
     model = seeded_vae(0, data_dim=5, hidden_dim=6, latent_dim=2).double()
     with torch.no_grad():
@@ -114,7 +117,7 @@ def test_annealing_a_vae_agrees_with_quadrature(generator):
     )
     assert estimate.standard_error.max() < 0.01
     error = (estimate.value - exact).abs()
-    assert (error < 5.4 * estimate.standard_error).all()  # a false alarm below 3e-7
+    assert (error < 6 * estimate.standard_error).all()  # a false alarm of 2e-9 for each image
 
 
 def test_small_steps_are_all_accepted_and_huge_ones_refused(generator):

@@ -365,9 +365,11 @@ def test_uncoupled_measure_valued_adds_the_variances_of_its_points(k):
     assert found.item() == pytest.approx(expected / 4, rel=1e-9)
 
 
+@pytest.mark.false_alarm(3e-8)
 @pytest.mark.parametrize("coupled", [True, False])
 def test_measure_valued_draws_have_the_laws_that_they_claim(coupled, generator):
-    """Moments of order 1, 2 and 4; n = 200,000, |z| < 5.4 each: 7e-8 false alarms a moment."""
+    """Moments of order 1, 2 and 4; n = 200,000, |z| < 6.4 each: 2e-10 false alarms for each
+    of the 60, tripled for the skewness of the higher ones."""
     n = 200_000
     mu = torch.zeros(2, dtype=torch.float64)
     noise = draw_measure_valued_noise(mu, n, coupled=coupled, generator=generator)
@@ -384,7 +386,7 @@ def test_measure_valued_draws_have_the_laws_that_they_claim(coupled, generator):
         assert draws.shape == (n, 2) and draws.dtype == torch.float64
         for power, mean, square in ((1, first, second), (2, second, fourth), (4, fourth, eighth)):
             error = math.sqrt((square - mean**2) / n)
-            assert ((draws**power).mean(0) - mean).abs().max() < 5.4 * error, (name, power)
+            assert ((draws**power).mean(0) - mean).abs().max() < 6.4 * error, (name, power)
     assert (noise.plus > 0).all() and (noise.minus > 0).all()
     assert (noise.plus == noise.minus).all() == coupled
     if coupled:
@@ -525,6 +527,7 @@ def test_with_one_draw_the_importance_weighted_estimators_are_those_of_the_elbo(
     torch.testing.assert_close(plain.log_var, path.log_var + 0.5)
 
 
+@pytest.mark.false_alarm(7e-8)
 def test_signal_to_noise_falls_with_k_for_the_plain_gradient_and_grows_for_the_double():
     """4,000 estimates at each K; both have the mean of the less noisy one, so that the ratios below
     have standard errors under 6 %. The rates of Rainforth et al. and of Tucker et al., K^(-1/2) and
@@ -602,6 +605,7 @@ def test_gradient_moments_never_holds_more_rows_than_a_block(num_samples, chunk_
     assert max(sizes) <= chunk_size and max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.false_alarm(6e-9)
 @pytest.mark.parametrize(
     "estimator",
     [
@@ -614,13 +618,13 @@ def test_gradient_moments_never_holds_more_rows_than_a_block(num_samples, chunk_
     ],
 )
 def test_gradient_moments_agree_with_the_exact_gradient(estimator, generator):
-    """n = 40,000; |z| < 5.6 for each of 6 numbers: fewer than 1.3e-7 false alarms in all."""
+    """n = 40,000; |z| < 6.4 for each of 6 numbers: 1e-9 false alarms for each estimator."""
     found = gradient_moments(
         estimator, coupled_cost, MU3, LOG_VAR3, num_samples=40_000, generator=generator
     )
     for part in range(2):
         error = found.mean[part] - exact_gradient_of_coupled_cost()[part]
-        assert (error.abs() < 5.6 * found.standard_error[part]).all()
+        assert (error.abs() < 6.4 * found.standard_error[part]).all()
 
 
 def test_gradient_moments_are_reproduced_by_their_generator():

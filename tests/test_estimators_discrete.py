@@ -149,14 +149,15 @@ def test_gumbel_softmax_and_straight_through_agree_with_autograd():
     torch.testing.assert_close(straight_through(cost, LOGITS, z), expected)
 
 
+@pytest.mark.false_alarm(4e-9)
 def test_gumbel_max_draws_have_the_softmax_probabilities(generator):
-    """n = 200,000; |z| < 5.7 for each of 6 frequencies: fewer than 1e-7 false alarms in all."""
+    """n = 200,000; |z| < 6.2 for each of 6 frequencies: 4e-9 false alarms in all."""
     n = 200_000
     uniform = torch.rand(n, 2, 3, dtype=torch.float64, generator=generator)
     z = categorical_sample(LOGITS, -torch.log(-torch.log(uniform)))
     assert (z.sum(-1) == 1).all() and ((z == 0) | (z == 1)).all()
     p = LOGITS.softmax(-1)
-    assert ((z.mean(0) - p).abs() < 5.7 * (p * (1 - p) / n).sqrt()).all()
+    assert ((z.mean(0) - p).abs() < 6.2 * (p * (1 - p) / n).sqrt()).all()
 
 
 def test_results_are_detached():

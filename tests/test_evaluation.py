@@ -100,9 +100,10 @@ def test_a_latent_that_the_decoder_ignores_is_not_active():
 # --------------------------------------------------------------------- scores
 
 
+@pytest.mark.false_alarm(4e-9)
 def test_scores_are_minus_the_quantities_that_they_name():
     """At the exact posterior two scores are known exactly; the others are means over 4,000 draws,
-    within 5.4 of their standard errors for each of 7 rows: a false alarm below 1e-6."""
+    within 6.2 of their standard errors for each of 7 rows: 4e-9 false alarms in all."""
     model, x = oracle()
     x = x[:7]
     scores = anomaly_scores(
@@ -117,8 +118,8 @@ def test_scores_are_minus_the_quantities_that_they_name():
     z = q.rsample((4000,))
     spread = model.log_likelihood(x, z).std(0) / math.sqrt(4000)
     reconstruction = -(model.log_evidence(x) + kl)  # the bound is tight
-    assert ((scores["reconstruction"] - reconstruction).abs() < 5.4 * spread).all()
-    assert ((scores["ELBO"] + model.log_evidence(x)).abs() < 5.4 * spread).all()
+    assert ((scores["reconstruction"] - reconstruction).abs() < 6.2 * spread).all()
+    assert ((scores["ELBO"] + model.log_evidence(x)).abs() < 6.2 * spread).all()
     assert_close(scores["ELBO"] - scores["reconstruction"], kl, rtol=1e-10, atol=1e-10)
 
 
@@ -218,20 +219,22 @@ def test_bootstrap_area_is_that_of_the_resampled_rows():
     assert result.low == result.high == pytest.approx(area, abs=1e-12)
 
 
+@pytest.mark.false_alarm(1e-8)
 def test_bootstrap_interval_covers_the_true_area():
     """Normal scores N(0, 1) and N(1, 1): the area is Phi(1 / sqrt 2).
 
-    Of n = 200 repetitions with 60 + 60 rows, about 94 % should cover it; the standard error is
-    1.7 %. Fewer than 85 % has a probability below 1e-6; an interval of half the width covers 67 %.
+    Of n = 300 repetitions with 60 + 60 rows, about 94 % should cover it; the standard error is
+    1.4 %. Fewer than 83 % has a probability below 1e-9 (at 93 %, too), all of them one of 9e-9; an
+    interval of half the width covers 67 %.
     """
     truth = Normal(0.0, 1.0).cdf(torch.tensor(math.sqrt(0.5))).item()
     generator = torch.Generator().manual_seed(0)
     covered = 0
-    for _ in range(200):
+    for _ in range(300):
         scores = torch.randn(2, 60, generator=generator, dtype=D64)
         result = detection(scores[0], scores[1] + 1, num_replicates=200, generator=generator)
         covered += result.low <= truth <= result.high
-    assert 0.85 * 200 <= covered < 200
+    assert 0.83 * 300 <= covered < 300
 
 
 @pytest.mark.parametrize("n, alpha", [(99, 0.05), (200, 0.1), (19, 0.05), (57, 0.3)])

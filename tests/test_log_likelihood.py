@@ -27,9 +27,10 @@ def oracle(data_dim: int, latent_dim: int, *, orthogonal: bool, tilt: float = 0.
     return model, z @ basis.mT + bias + math.sqrt(0.7) * noise
 
 
+@pytest.mark.false_alarm(9e-8)
 @pytest.mark.parametrize("orthogonal", [True, False])
 @pytest.mark.parametrize("data_dim, latent_dim", SIZES)
-def test_estimate_is_within_three_reported_errors_in_96_of_100_seeds(
+def test_estimate_is_within_three_reported_errors_in_94_of_100_seeds(
     data_dim, latent_dim, orthogonal
 ):
     """Every one of these models has an effective sample size above 1,000 for every seed.
@@ -37,8 +38,8 @@ def test_estimate_is_within_three_reported_errors_in_96_of_100_seeds(
     (A model in which only some seeds have it is another matter: there the weights have heavy
     tails, and the seeds with the largest size are those that missed the tail.)
 
-    Of 100 Gaussian errors 0.27 lie outside three standard errors; five or more with a probability
-    of 1e-5, and the seeds are fixed. Half the reported standard error would put 13 of 100 outside.
+    Of 100 Gaussian errors 0.27 lie outside three standard errors; seven or more with a probability
+    of 1.4e-8, for each of 6 models. Half the reported standard error would put 13 of 100 outside.
     """
     model, x = oracle(data_dim, latent_dim, orthogonal=orthogonal, tilt=0.1)
     exact = model.log_evidence(x)
@@ -50,7 +51,7 @@ def test_estimate_is_within_three_reported_errors_in_96_of_100_seeds(
         assert estimate.effective_sample_size.item() > 1000
         allowed = 3 * estimate.standard_error + 1e-10
         within += ((estimate.value - exact).abs() <= allowed).item()
-    assert within >= 96
+    assert within >= 94
     if orthogonal or latent_dim == 1:
         assert within == 100  # q is the posterior there, and no seed matters
 

@@ -62,9 +62,10 @@ def test_area_under_the_curve_is_the_probability_of_a_right_order(generator):
     assert abs(probability - sum(p == 1 for p in pairs) / len(pairs)) > 0.01  # ties count
 
 
+@pytest.mark.false_alarm(1e-8)
 @pytest.mark.equation("eq-anom-scores")
 def test_scores_agree_with_quadrature_over_the_code():
-    """n = 20,000 draws for each of 32 images, within 5.4 standard errors: below 1e-5 together."""
+    """n = 20,000 draws for each of 32 images, within 6.3 standard errors: 1e-8 together."""
     model, x = small_vae(), all_images()
     log_p, gap = on_grid(model, x)
     mu, log_var = (value.detach() for value in model.encode(x))
@@ -75,7 +76,7 @@ def test_scores_agree_with_quadrature_over_the_code():
     elbo = log_p - gap(mu[:, 0], log_var[:, 0])
     eps = torch.randn(20_000, 1, 1, generator=torch.Generator().manual_seed(1), dtype=D64)
     z = mu + (log_var / 2).exp() * eps
-    error = 5.4 * model.log_likelihood(x, z).std(0).detach() / math.sqrt(20_000)
+    error = 6.3 * model.log_likelihood(x, z).std(0).detach() / math.sqrt(20_000)
     assert ((scores["ELBO"] + elbo).abs() < error).all()
     assert ((scores["reconstruction"] + elbo + kl).abs() < error).all()
     assert_close(scores["log p(x)"], -log_p, rtol=0, atol=0.05)

@@ -232,16 +232,17 @@ def test_bound_rises_with_the_number_of_weights_and_starts_at_the_elbo(line):
     assert bounds[2] < line.log_evidence(X_LINE)
 
 
+@pytest.mark.false_alarm(2e-9)
 @pytest.mark.equation("eq-elbo-many-weights")
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_library_draws_the_bound_without_bias(line, generator, count):
-    """n = 40,000; 5.33 standard errors, estimated from the draws: a false alarm of 1e-7."""
+    """n = 40,000; 6.2 standard errors, estimated from the draws: a false alarm of 6e-10."""
     fixed = WithCode(line, f64([[0.2]]), f64([[2 * math.log(0.9)]]))
     found = iwae_bound(
         fixed, X_LINE.expand(40_000, 1), num_samples=count, generator=generator
     )
     error = found.std() / math.sqrt(len(found))
-    assert (found.mean() - log_mean_weights(line, count)).abs() < 5.33 * error
+    assert (found.mean() - log_mean_weights(line, count)).abs() < 6.2 * error
     # logarithm of the sum, and mean of the logarithms
     if count > 1:
         wrong = log_mean_weights(line, count) + math.log(count)

@@ -414,6 +414,7 @@ def test_moving_support_adds_a_boundary_term(power):
     assert score_term < 0 < truth
 
 
+@pytest.mark.false_alarm(2e-9)
 @pytest.mark.equation("eq-err-typical")
 @pytest.mark.parametrize("dims", [2, 30])
 def test_mean_image_beats_the_average_sample_by_half_the_dimension(dims):
@@ -421,8 +422,8 @@ def test_mean_image_beats_the_average_sample_by_half_the_dimension(dims):
     n = 20_000
     samples = draw(22, n, 2) @ model.weight.mT + model.bias + 0.4**0.5 * draw(23, n, dims)
     gap = model.log_evidence(model.bias) - model.log_evidence(samples)
-    # gap is half of a chi-squared variable: mean D/2, variance D/2; false alarm below 1e-7
-    assert abs(gap.mean() - dims / 2) < 5.5 * math.sqrt(dims / 2 / n)
+    # gap is half of a chi-squared variable: mean D/2, variance D/2; a false alarm of 6e-10 each
+    assert abs(gap.mean() - dims / 2) < 6.2 * math.sqrt(dims / 2 / n)
     covariance = model.weight @ model.weight.mT + 0.4 * torch.eye(dims)
     exact = -0.5 * torch.logdet(covariance) - dims / 2 * math.log(2 * math.pi)
     entropy = MultivariateNormal(model.bias, covariance).entropy()

@@ -282,9 +282,10 @@ def test_variance_of_the_log_ratio_is_that_of_gauss_hermite_quadrature(size):
     rejects(d.square().sum() + 0.5 * s.square().sum(), variance)
 
 
+@pytest.mark.false_alarm(6e-10)
 @pytest.mark.equation("eq-kl-variance")
 def test_monte_carlo_stays_within_its_standard_error_and_a_bug_falls_outside(generator):
-    """n = 200,000; two-sided false-alarm rate 1e-7 at 5.33 standard errors."""
+    """n = 200,000; two-sided false-alarm rate 6e-10 at 6.2 standard errors."""
     q, p = gaussian(3, 2), gaussian(3, 12)
     m, d = cholesky_parts(q, p)
     s = m.mT @ m - torch.eye(3, dtype=torch.float64)
@@ -293,7 +294,7 @@ def test_monte_carlo_stays_within_its_standard_error_and_a_bug_falls_outside(gen
     eps = torch.randn(n, 3, generator=generator, dtype=torch.float64)
     z = q[0] + eps @ torch.linalg.cholesky(q[1]).mT
     ratio = MultivariateNormal(*q).log_prob(z) - MultivariateNormal(*p).log_prob(z)
-    assert (ratio.mean() - kl_full(*q, *p)).abs() < 5.33 * error
+    assert (ratio.mean() - kl_full(*q, *p)).abs() < 6.2 * error
     assert (ratio.mean() - kl_full(*p, *q)).abs() > 20 * error
     wrong = q[0] + eps @ q[1]  # the covariance for its Cholesky factor
     ratio = MultivariateNormal(*q).log_prob(wrong) - MultivariateNormal(*p).log_prob(wrong)

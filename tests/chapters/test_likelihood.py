@@ -59,15 +59,16 @@ def expected_bounds():
     return model, x, first, weights @ pairs @ weights
 
 
+@pytest.mark.false_alarm(2e-9)
 @pytest.mark.equation("eq-lik-bound")
 def test_bound_is_the_expected_log_of_the_mean_weight():
-    """n = 200,000 draws of the package's bound for k = 2, within 5.4 standard errors of the
-    quadrature: a false alarm below 1e-7. The mean of two logarithms (L_1) is 20 errors off."""
+    """n = 200,000 draws of the package's bound for k = 2, within 6 standard errors of the
+    quadrature: a false alarm of 2e-9. The mean of two logarithms (L_1) is 20 errors off."""
     model, x, first, second = expected_bounds()
     generator = torch.Generator().manual_seed(0)
     draws = iwae_bound(model, x.expand(200_000, -1), num_samples=2, generator=generator)
     error = draws.std() / math.sqrt(len(draws))
-    assert (draws.mean() - second).abs() < 5.4 * error
+    assert (draws.mean() - second).abs() < 6 * error
     assert (second - first) > 20 * error
     mu, log_var = model.encode(x)
     assert_close(first, model.elbo(x, mu, log_var)[0], rtol=1e-6, atol=1e-6)
@@ -185,9 +186,10 @@ def test_annealed_weight_has_the_evidence_as_its_mean_on_a_grid():
     assert_close(carried.sum(), log_joint.exp().sum(), rtol=1e-12, atol=0)
 
 
+@pytest.mark.false_alarm(2e-9)
 @pytest.mark.equation("eq-lik-ais")
 def test_annealing_in_the_package_has_the_evidence_as_its_mean():
-    """n = 40,000 chains of three temperatures, within 5.4 standard errors of 1 (below 1e-7)."""
+    """n = 40,000 chains of three temperatures, within 6 standard errors of 1: 2e-9 false alarms."""
     model, x = oracle()
     estimate = annealed_importance_sampling(
         model,
@@ -201,7 +203,7 @@ def test_annealing_in_the_package_has_the_evidence_as_its_mean():
     )
     weights = (estimate.value - evidence(model, x)).exp()
     error = weights.std() / math.sqrt(len(weights))
-    assert error < 0.02 and (weights.mean() - 1).abs() < 5.4 * error
+    assert error < 0.02 and (weights.mean() - 1).abs() < 6 * error
 
 
 LOGITS = torch.tensor([-30.0, -6.0, -0.5, -1e-6, 1e-3, 0.7, 2.0, 9.0, 30.0], dtype=D64)

@@ -459,9 +459,10 @@ def test_budget_for_an_error_is_cost_times_variance():
     assert budget == pytest.approx(cost_of_one * found[0] / squared_error, rel=1e-9)
 
 
+@pytest.mark.false_alarm(2e-9)
 @pytest.mark.parametrize("estimator, index", [(score_function, 0), (pathwise, 2)])
 def test_measured_variance_falls_on_the_closed_form(estimator, index, generator):
-    """n = 200,000 draws of a bounded cost; 5.5 standard errors: false alarm about 4e-8."""
+    """n = 200,000 draws of a bounded cost; 6.2 standard errors: a false alarm of 6e-10."""
     mu, std, k, n = 1.0, 0.7, 2.0, 200_000
     exact = cosine(k, mu, std)[index]
     rows = estimator(lambda z: torch.cos(k * z[:, 0]), tensor([mu]), 2 * tensor([std]).log(), EPS)
@@ -476,7 +477,7 @@ def test_measured_variance_falls_on_the_closed_form(estimator, index, generator)
         generator=generator,
     )
     measured = moments.variance.mu.item()
-    assert abs(measured - exact) < 5.5 * error
+    assert abs(measured - exact) < 6.2 * error
     as_variance = cosine(k, mu, std**2)[index]  # sigma^2 taken for sigma
     assert abs(measured - as_variance) > 20 * error
 
@@ -490,8 +491,10 @@ def benchmark():
     return module
 
 
+@pytest.mark.false_alarm(2e-8)
 def test_all_gradients_of_the_benchmark_have_one_mean(benchmark):
-    """59 weights, 4 comparisons, |z| < 6.5 each: false alarm below 2e-8 by the normal law."""
+    """59 weights, 4 comparisons, |z| < 8 each: 1.3e-8 false alarms in all, by
+    the law of t with 59 degrees of freedom."""
     model = VAE(data_dim=6, hidden_dim=5, latent_dim=2)
     x = torch.tensor([[1.0, 0, 1, 1, 0, 0], [0.0, 1, 1, 0, 1, 1]]).repeat(200, 1)
     draws = 60
@@ -500,7 +503,7 @@ def test_all_gradients_of_the_benchmark_have_one_mean(benchmark):
     assert (reference["mean"].abs() / (reference["variance"] / draws).sqrt()).max() > 50
     for name, moments in found.items():
         error = ((moments["variance"] + reference["variance"]) / draws).sqrt()
-        assert ((moments["mean"] - reference["mean"]).abs() < 6.5 * error).all(), name
+        assert ((moments["mean"] - reference["mean"]).abs() < 8 * error).all(), name
 
 
 def test_benchmarks_objective_gives_the_decoder_its_plain_gradient(benchmark):
