@@ -16,7 +16,8 @@ FOLDERS = ("vaelib", "_ext", "benchmarks", ".ci")
 SOURCES = [file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*.py"))]
 CHAPTERS = [p for p in sorted((ROOT / "chapters").glob("*.md")) if "{code-cell}" in p.read_text()]
 
-NEVER_IMPORTED = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"}
+NEVER_IMPORTED = {"cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal"}
+HARMLESS_PICKLE = {"pickle.UnpicklingError", "pickle.PicklingError"}  # torch.load raises them
 NEVER_CALLED = {
     "eval", "exec", "compile", "__import__",
     "os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput",
@@ -59,6 +60,7 @@ def dangers(source: str) -> list[str]:
     """One line for each import or use of what could execute data, or a shell."""
     tree = ast.parse(source)
     names = names_in(tree)
+    parts = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     found = []
     for node in ast.walk(tree):
         here = f"line {getattr(node, 'lineno', 0)}: "
@@ -66,8 +68,11 @@ def dangers(source: str) -> list[str]:
             modules = [alias.name for alias in node.names]
             modules = modules if isinstance(node, ast.Import) else [node.module or ""]
             found += [here + m for m in modules if m.split(".")[0] in NEVER_IMPORTED]
-        elif isinstance(node, (ast.Name, ast.Attribute)) and full_name(node, names) in NEVER_CALLED:
-            found.append(here + full_name(node, names))  # also where it is only handed on
+        elif isinstance(node, (ast.Name, ast.Attribute)) and id(node) not in parts:
+            name = full_name(node, names)  # also where it is only handed on
+            pickles = name.split(".")[0] == "pickle" and name not in HARMLESS_PICKLE
+            if name in NEVER_CALLED or pickles:
+                found.append(here + name)
         elif isinstance(node, ast.Call):
             found += [here + danger for danger in dangers_of_call(node, names)]
     return found
@@ -130,8 +135,10 @@ def test_one_function_alone_asks_the_network():
 
 
 DANGEROUS = [
-    "import pickle",
-    "from pickle import loads as read",
+    "import pickle\npickle.load(file)",
+    "import pickle as p\nread(p)",
+    "from pickle import loads as read\nread(text)",
+    "from pickle import Unpickler\nclass Mine(Unpickler): pass",
     "import os.path, dill",
     "import torch\ntorch.load('x')",
     "import torch as t\nt.load('x', weights_only=False)",
@@ -164,6 +171,7 @@ HARMLESS = [
     "import subprocess\nsubprocess.run(['ls'])",
     "import json\njson.load(file)",
     "fit(model, compile=True)",
+    "import pickle\ntry:\n    pass\nexcept pickle.UnpicklingError:\n    pass",
 ]
 
 
