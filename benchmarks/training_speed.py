@@ -443,7 +443,8 @@ def purpose(event, task: Task) -> str:
 def profile(task: Task) -> dict[str, float]:
     """Milliseconds a step of `vaelib.fit` spends in each kind of operation, by torch's profiler.
 
-    "whole step" is timed without the profiler, which slows what is not an operation.
+    "whole step" is timed without the profiler, which slows it, small operations most: the sum of
+    the others exceeds it, and their shares say more than their milliseconds.
     """
     data = load_images(task.data)
     count = min(len(data.train), PROFILED_STEPS * task.batch_size)
