@@ -59,8 +59,10 @@ audit:
 check-book: $(INSTALLED)
 	$(BIN)/pytest tests/browser -n 2
 
+# The builder leaves its reports, which it prints too, among the pages.
 check-links: models
-	$(BIN)/jupyter-book build . --builder linkcheck
+	$(BIN)/jupyter-book build . --builder linkcheck; \
+	status=$$?; rm -f _build/html/output.txt _build/html/output.json; exit $$status
 
 check-binder: $(INSTALLED)
 	$(BIN)/python tests/binder/simulate.py $(if $(BINDER_TORCH),--torch $(BINDER_TORCH))

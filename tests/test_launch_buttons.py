@@ -31,11 +31,17 @@ TOC = "format: jb-book\nroot: index\nchapters:\n  - file: chapters/page\n  - fil
 
 
 def build(folder: Path, address: str) -> Path:
-    """The HTML of a book of three pages with this book's settings; nothing is executed."""
+    """The HTML of a book of three pages with this book's theme; nothing is executed."""
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     config["repository"]["url"] = address
     config["execute"]["execute_notebooks"] = "off"
-    config["sphinx"]["local_extensions"] = {"book_build": str(ROOT / "_ext")}
+    theme = {"html_theme_options": config["sphinx"]["config"]["html_theme_options"]}
+    config["sphinx"] = {
+        "recursive_update": True,
+        "local_extensions": {"book_build": str(ROOT / "_ext")},
+        "extra_extensions": config["sphinx"]["extra_extensions"],
+        "config": theme,
+    }
     (folder / "chapters").mkdir()
     (folder / "_config.yml").write_text(yaml.safe_dump(config))
     (folder / "_toc.yml").write_text(TOC)
