@@ -17,6 +17,7 @@ RTOL, ATOL = 1e-4, 1e-12  # below ATOL a number is rounding error
 MOST = 0.05  # what one unit of the last digit may be worth: 0.1 is not 0.2
 CELL_TIMEOUT = 300  # seconds; a missing shared model is trained within it
 NOT_COMPARED = ("stderr", "image/png", "image/jpeg", "image/svg+xml", "text/html")
+MNIST_IS_MISSING = "UserWarning: MNIST is not in"  # load_images says so, and goes on with digits
 NUMBER = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][-+]?\d+)?")
 
 
@@ -60,13 +61,22 @@ def pytest_collection_modifyitems(items):
             item.sanitize = Output
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
-    """Fail at once when the kernel dies; nbval itself would wait for the time limit."""
+    """Fail at once when the kernel dies; nbval itself would wait for the time limit.
+
+    Fail, too, where a cell prints a warning, which nbval does not look at.
+    """
     kernel = getattr(item.parent, "kernel", None)
     if kernel is not None and not hasattr(kernel, "wait_without_looking"):
         kernel.wait_without_looking = kernel.await_reply
         kernel.await_reply = lambda msg_id, timeout=None: await_reply(kernel, msg_id, timeout)
+    result = yield
+    for output in getattr(item, "test_outputs", ()):
+        text = output.get("text", "") if output.get("name") == "stderr" else ""
+        if "Warning" in text and MNIST_IS_MISSING not in text:
+            raise AssertionError(f"the cell prints a warning:\n{text}")
+    return result
 
 
 def await_reply(kernel, msg_id, timeout):

@@ -285,14 +285,28 @@ def write_notebook(path: Path, *cells: str) -> None:
 DIE = "import os\nos.kill(os.getpid(), 9)"
 
 
+def nbval(start, folder: Path) -> tuple[int, str]:
+    """The status and the words of pytest --nbval, with the settings of the chapters."""
+    shutil.copy(ROOT / "chapters" / "conftest.py", folder)
+    call = ["-m", "pytest", "--nbval", "-p", "no:cacheprovider", "-c", os.devnull, "."]
+    process = start(*call, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said, _ = process.communicate(timeout=120)
+    return process.returncode, said
+
+
+def test_nbval_fails_where_a_cell_prints_a_warning_but_not_for_missing_mnist(tmp_path, start):
+    warn = "import warnings\nwarnings.warn('{}')"
+    missing = warn.format("MNIST is not in a folder. These are the digits.")
+    write_notebook(tmp_path / "warns.ipynb", missing, "1 + 1", warn.format("a bad sign"))
+    status, said = nbval(start, tmp_path)
+    assert status == 1 and "1 failed, 2 passed" in said and "a bad sign" in said, said
+
+
 def test_nbval_fails_at_once_where_a_kernel_dies(tmp_path, start):
     write_notebook(tmp_path / "dies.ipynb", "1 + 1", DIE, "2 + 2")
-    shutil.copy(ROOT / "chapters" / "conftest.py", tmp_path)
     begin = time.monotonic()
-    call = ["-m", "pytest", "--nbval", "-p", "no:cacheprovider", "-c", os.devnull, "."]
-    process = start(*call, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 1 and "the kernel died" in said, said
+    status, said = nbval(start, tmp_path)
+    assert status == 1 and "the kernel died" in said, said
     assert time.monotonic() - begin < 60, "CELL_TIMEOUT is 300 s: it must not be waited for"
 
 
