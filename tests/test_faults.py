@@ -217,7 +217,7 @@ def start():
         yield start
 
 
-def wait_for(happened, process: subprocess.Popen, seconds: float = 120) -> None:
+def wait_for(happened, process: subprocess.Popen, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert process.poll() is None, f"ended with {process.returncode} before its time"
@@ -257,7 +257,7 @@ def test_a_process_killed_while_it_saves_leaves_the_old_model(tmp_path, model, s
     path = tmp_path / "model"
     save_model(path, model, History(Recipe(epochs=1)))
     process = start("-c", KILLED_WHILE_WRITING, path)
-    assert process.wait(120) == -signal.SIGKILL
+    assert process.wait(300) == -signal.SIGKILL
     assert same_weights(load_model(path)[0], model)
     save_model(path, model, History(Recipe(epochs=1)))
     assert same_weights(load_model(path)[0], model)
@@ -272,7 +272,7 @@ def test_a_process_killed_while_it_trains_the_shared_model_does_not_block_the_ne
     process.kill()
     process.wait()
     result = start("-c", SHARED, stdout=subprocess.PIPE)
-    said, _ = result.communicate(timeout=120)
+    said, _ = result.communicate(timeout=300)
     assert result.returncode == 0 and float(said)
     assert [name for name in files_below(cache) if name.endswith(".safetensors")]
 
@@ -290,7 +290,7 @@ def nbval(start, folder: Path) -> tuple[int, str]:
     shutil.copy(ROOT / "chapters" / "conftest.py", folder)
     call = ["-m", "pytest", "--nbval", "-p", "no:cacheprovider", "-c", os.devnull, "."]
     process = start(*call, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=300)
     return process.returncode, said
 
 
@@ -316,7 +316,7 @@ def test_pairing_fails_at_once_where_a_kernel_dies_and_leaves_no_notebook(tmp_pa
     page.write_text(f"---\n{header}---\n\n```{{code-cell}} ipython3\n{DIE}\n```\n")
     pairing = ROOT / "_ext" / "pair_notebooks.py"
     process = start(pairing, page, stderr=subprocess.PIPE)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 1 and str(page) in said and "died" in said.lower(), said
     assert files_below(tmp_path) == ["page.md"]
 
