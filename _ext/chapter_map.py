@@ -114,7 +114,8 @@ def visit_html(self, node):
         return self.builder.get_relative_uri(self.builder.current_docname, page)
 
     drawing = draw(node["parts"], node["titles"], node["needs"], address)
-    self.body.append(f'<div class="chapter-map">{drawing}</div>')
+    legend = "<p>An arrow leads from a chapter to one that builds on it.</p>"
+    self.body.append(f'<div class="chapter-map">{drawing}{legend}</div>')
     raise nodes.SkipNode
 
 
