@@ -6,6 +6,7 @@ import torch
 from vaelib import binarize, load_images, trained_vae
 
 PAGE = "chapters/generation"
+pytestmark = pytest.mark.filterwarnings("ignore:MNIST is not in")  # a book of the digits is one, too
 
 
 @pytest.fixture(scope="module")
