@@ -1,7 +1,7 @@
 r"""The gradient of the VAE's bound, written out: what a training step computes.
 
 Autograd records some fifty small operations a step, allocates a gradient for each of ten weights,
-and Adam visits them one by one. For networks of this size that costs a fifth of the step. Here the
+and Adam visits them one by one. For networks of this size that is an eighth of the step. Here the
 chain rule is applied by hand, and the gradient is written into one vector that stays where it is.
 With h and k the hidden layers of encoder and decoder and a the logits, the gradients of
 reconstruction - KL are
