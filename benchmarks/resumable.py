@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks.vae_gradients import cpu_name
 from vaelib import binarize
-from vaelib.files import write_atomically
+from vaelib.files import remove_unfinished, write_atomically
 
 
 @dataclass
@@ -82,6 +82,7 @@ def load_checkpoint(path: str | os.PathLike, recipe: dict) -> dict | None:
 
     Raises a ValueError that names the file where it is no checkpoint, or one of another recipe.
     """
+    remove_unfinished(path)
     if not Path(path).exists():
         return None
     if not zipfile.is_zipfile(path):  # as all that torch.save writes are
@@ -111,6 +112,7 @@ def machine(device: torch.device) -> dict:
 
 def put_row(path: Path, row: dict, keys: tuple[str, ...]) -> None:
     """Add a row to a result file, in place of the one that has the same values under ``keys``."""
+    remove_unfinished(path)
     rows = json.loads(path.read_text())["rows"] if path.exists() else []
     rows = [old for old in rows if any(old["recipe"][k] != row["recipe"][k] for k in keys)]
     rows = sorted([*rows, row], key=lambda r: [r["recipe"][k] for k in keys])

@@ -187,6 +187,16 @@ def test_resuming_a_finished_run_trains_no_further_and_says_so(tmp_path, capsys)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_what_a_run_killed_while_it_wrote_left_goes_with_the_next(tmp_path):
+    assert main(command(tmp_path)) == 0
+    whole = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for name in ("checkpoint", "save"):
+        (tmp_path / f".{name}.12").write_bytes(whole[name][:100])
+    (tmp_path / "save").unlink()
+    assert main(command(tmp_path)) == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == whole
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

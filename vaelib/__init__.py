@@ -1,5 +1,7 @@
 """A small package that the book's chapters call. All values are in nats per example."""
 
+import torch
+
 from vaelib.annealing import AnnealedLogLikelihood, annealed_importance_sampling
 from vaelib.bernoulli import bernoulli_log_prob
 from vaelib.bounds import ELBO, elbo, iwae_bound, log_likelihood
@@ -96,3 +98,12 @@ __all__ = [
     "straight_through",
     "trained_vae",
 ]
+
+# PyTorch takes these functions from Intel's MKL, which chooses the code of each at its first call.
+# In the version that PyTorch 2.15 holds, two threads that make that call at once can get different
+# code, and a part of the result is then right to 1e-9 only (PyTorch's issue 188792). So the first
+# call is made here, on one element and hence by one thread.
+_FROM_MKL = "acos asin atan cos erf erfc exp expm1 log log10 log1p log2 sin sqrt tan tanh"
+for _value in (torch.ones(1), torch.ones(1, dtype=torch.float64)):
+    for _name in _FROM_MKL.split():
+        getattr(torch, _name)(_value)

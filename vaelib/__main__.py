@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from vaelib.bounds import log_likelihood
 from vaelib.data import binarize, load_images
-from vaelib.files import naming
+from vaelib.files import naming, remove_unfinished
 from vaelib.shared import trained_vae
 from vaelib.training import fit, load_model, mean_elbo, save_model, seeded_vae
 
@@ -150,6 +150,8 @@ def run_train(args: argparse.Namespace) -> None:
             raise FileNotFoundError(f"--{option}: there is no folder {path.absolute().parent}")
         if path and path.is_dir():
             raise IsADirectoryError(f"--{option}: {path} is a folder, expected a file")
+    if args.save:
+        remove_unfinished(args.save)
     with process_group(choose_device(args.device)) as (device, first):
         data = load_images(args.data, args.root)
         if first:

@@ -93,7 +93,7 @@ def fit(
     """
     recipe = Recipe(epochs, batch_size, learning_rate, binarization, seed)
     _check_recipe(recipe)
-    rank, processes = _rank_and_processes()
+    rank, _ = _rank_and_processes()
     device = next(model.parameters()).device
     train, test = data.train.to(device), data.test.to(device)
     _inputs(model, train[:1], "threshold", None)  # images that do not fit are named before the start
@@ -140,7 +140,7 @@ class _Run:
 
 def _train_epoch(run: _Run, train: Tensor, epoch: int) -> dict[str, float]:
     """One pass over the images, a step a batch; the means of the bound's terms on the way."""
-    recipe, generator, latent_dim = run.history.recipe, run.generator, run.model.latent_dim
+    recipe, generator = run.history.recipe, run.generator
     rank, processes = _rank_and_processes()
     order = torch.randperm(len(train), generator=generator, device=train.device)
     batches = order.split(recipe.batch_size)
