@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from vaelib.bounds import log_likelihood
 from vaelib.data import binarize, load_images
-from vaelib.files import naming, remove_unfinished
+from vaelib.files import naming, remove_unfinished, write_atomically
 from vaelib.shared import trained_vae
 from vaelib.training import fit, load_model, mean_elbo, save_model, seeded_vae
 
@@ -145,11 +145,8 @@ def run_train(args: argparse.Namespace) -> None:
     if args.resume and args.checkpoint is None:
         raise ValueError("--resume needs --checkpoint FILE, found none")
     for option in ("metrics", "checkpoint", "save"):
-        path = getattr(args, option)
-        if path and not path.absolute().parent.is_dir():
-            raise FileNotFoundError(f"--{option}: there is no folder {path.absolute().parent}")
-        if path and path.is_dir():
-            raise IsADirectoryError(f"--{option}: {path} is a folder, expected a file")
+        if getattr(args, option):
+            check_output(option, getattr(args, option))
     if args.save:
         remove_unfinished(args.save)
     with process_group(choose_device(args.device)) as (device, first):
@@ -194,6 +191,14 @@ def run_train(args: argparse.Namespace) -> None:
             print(f"{args.checkpoint} holds all {args.epochs} epochs: nothing was left to train")
         if first and args.save:
             save_model(args.save, model, history)
+
+
+def check_output(option: str, path: Path) -> None:
+    """Raise an OSError that names the option, where its file can have no place."""
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"--{option}: there is no folder {path.absolute().parent}")
+    if path.is_dir():
+        raise IsADirectoryError(f"--{option}: {path} is a folder, expected a file")
 
 
 def choose_device(name: str) -> torch.device:
@@ -255,6 +260,8 @@ def run_sample(args: argparse.Namespace) -> None:
     """Draw z from the prior, decode, and write the grid."""
     from torchvision.utils import save_image
 
+    check_output("output", args.output)
+    remove_unfinished(args.output)
     model, _ = load_model(args.model)
     if model.data_dim != 784:
         raise ValueError(f"{args.model} models {model.data_dim} pixels, sample draws 28 x 28 = 784")
@@ -268,8 +275,7 @@ def run_sample(args: argparse.Namespace) -> None:
     save_image(
         1 - images.reshape(-1, 1, 28, 28), picture, format="png", nrow=columns, pad_value=1
     )
-    with naming(args.output):
-        args.output.write_bytes(picture.getbuffer())
+    write_atomically(args.output, picture.getvalue())
 
 
 def run_prepare(args: argparse.Namespace) -> None:
